@@ -1,0 +1,1 @@
+"""The fine-tuning kit: preparation, training, evaluation, results log. Imports vallex, never the reverse."""

@@ -1,0 +1,1 @@
+"""The network of the released model: configuration, layers, training and synthesis passes, checkpoints."""

@@ -1,0 +1,40 @@
+"""What one training or evaluation step reads: padded text, codes and languages of a few utterances."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B utterances, padded together.
+
+    text: [B, S] int64, phoneme ids, PAD beyond text_lens
+    text_lens: [B] int64, phonemes of each
+    codes: [B, T, K] int64, codec frames at 75 Hz, 0 beyond code_lens
+    code_lens: [B] int64, frames of each
+    language: [B, S] int64, row of the language embedding for each phoneme
+    prompt_codes: [B, P, K] int64, acoustic prompts of another utterance (prefix mode 4)
+    prompt_lens: [B] int64, frames of each prompt
+    ids: names of the utterances
+    """
+
+    text: Tensor
+    text_lens: Tensor
+    codes: Tensor
+    code_lens: Tensor
+    language: Tensor
+    prompt_codes: Tensor | None = None
+    prompt_lens: Tensor | None = None
+    ids: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """The same batch on another device."""
+        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {
+            name: value.to(device, non_blocking=non_blocking)
+            for name, value in tensors.items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)

@@ -1,0 +1,20 @@
+"""Text to phoneme ids, in the three languages of the released model, and batches of them.
+
+Names load on first use: the tokenizer needs no torch, and a language's libraries wait for its first text.
+"""
+
+import importlib
+
+_EXPORTS = {
+    "PhonemeTokenizer": "vallex.text.tokenizer",
+    "PhonemeEncoding": "vallex.text.tokenizer",
+    "TextCollator": "vallex.text.collation",
+}
+
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module 'vallex.text' has no attribute {name!r}")

@@ -1,0 +1,160 @@
+"""PhonemeTokenizer: tagged text to phoneme ids, with one language a token and what was lost on the way.
+
+Ids are looked up by the `tokenizers` library, so that another tokenizer file can be read; languages
+follow its character offsets, because a file with merges gives fewer tokens than characters.
+"""
+
+import functools
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+
+from vallex.errors import TextError
+from vallex.languages import Language
+from vallex.text.detection import detect_language
+from vallex.text.phonemized import Phonemized
+from vallex.text.symbols import SPACE_SYMBOL, SPECIAL_TOKENS, released_vocabulary
+from vallex.text.tags import Segment, split_tags
+
+# Where each language's front end lives: imported when a text first needs it. A new language is one entry.
+PHONEMIZERS = {
+    Language.EN: ("vallex.text.english", "english_to_phonemes"),
+}
+
+_SENTENCE_FINAL = ".,!?-…~"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhonemeEncoding:
+    """A text as the model reads it, and what of it the model will not hear."""
+
+    ids: list[int]
+    languages: list[str]  # "en", "zh" or "ja", one a token
+    phonemes: str
+    unknown: list[str]  # phoneme symbols that became [UNK], each once
+    unknown_words: list[str]  # words that no dictionary has, left as letters with a `*`
+    dropped: list[str]  # characters and words without sound
+
+
+class PhonemeTokenizer:
+    """Text to phoneme ids by the released table, or by the tokenizer file at `path`.
+
+    Raises TextError for a file that is not one.
+    """
+
+    def __init__(self, path: Path | str | None = None):
+        self._tokenizer = _released_tokenizer() if path is None else _read_tokenizer(Path(path))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the ids: a prepared set carries it, and training compares."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        deciding = {"vocabulary": self._tokenizer.get_vocab(), "merges": model.get("merges", [])}
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, text: str, language: Language | str | None = None) -> PhonemeEncoding:
+        """The phoneme ids of a text with tags, `[EN]Hello.[EN]`.
+
+        language: of what stands outside tags: "en", "zh", "ja", or "auto" to decide by its script; None
+        allows only white space and `_` there.
+
+        Raises TextError for faulty tags, untagged text of no known language, and a text without sound.
+        """
+        default = _untagged_language(language)
+        readable = _SURROGATE.sub("", text)
+        phonemes, languages = "", []
+        unknown_words: list[str] = []
+        dropped = sorted(set(_SURROGATE.findall(text)))
+        for segment in split_tags(readable, untagged_allowed=default is not None):
+            segment_language = segment.language or default(segment)
+            said = _phonemize(segment, segment_language)
+            closed = _close_sentence(said.phonemes)
+            phonemes += closed
+            languages += [segment_language.code] * len(closed)
+            unknown_words += said.unknown_words
+            dropped += said.dropped
+        if not phonemes:
+            raise TextError(
+                f"nothing to say in {_shortened(text)}: the text has no letters or numbers; give some"
+            )
+        encoded = self._tokenizer.encode(phonemes.replace(" ", SPACE_SYMBOL), add_special_tokens=False)
+        unknown_id = self._tokenizer.token_to_id(SPECIAL_TOKENS[0])
+        unknown = [
+            phonemes[start:end]
+            for id_, (start, end) in zip(encoded.ids, encoded.offsets, strict=True)
+            if id_ == unknown_id
+        ]
+        return PhonemeEncoding(
+            ids=encoded.ids,
+            languages=[languages[start] for start, _ in encoded.offsets],
+            phonemes=phonemes,
+            unknown=list(dict.fromkeys(unknown)),
+            unknown_words=unknown_words,
+            dropped=dropped,
+        )
+
+
+def _untagged_language(language: Language | str | None) -> Callable[[Segment], Language] | None:
+    """How the language of an untagged stretch is decided; None where there may be none."""
+    if language is None:
+        return None
+    if isinstance(language, Language):
+        return lambda segment: language
+    if language == "auto":
+        return lambda segment: detect_language(segment.text)
+    try:
+        given = Language.from_code(language)
+    except ValueError as error:
+        raise TextError(f"language {language!r} is not one of en, zh, ja, auto: give one of them") from error
+    return lambda segment: given
+
+
+def _phonemize(segment: Segment, language: Language) -> Phonemized:
+    if language not in PHONEMIZERS:
+        raise TextError(
+            f"{language.tag} at character {segment.start + 1}: this language cannot be read yet; "
+            f"use {', '.join(known.tag for known in PHONEMIZERS)}"
+        )
+    # the front ends know one white space only: the space
+    return _front_end(language)("".join(" " if char.isspace() else char for char in segment.text))
+
+
+@functools.cache
+def _front_end(language: Language) -> Callable[[str], Phonemized]:
+    module, function = PHONEMIZERS[language]
+    return getattr(importlib.import_module(module), function)
+
+
+def _close_sentence(phonemes: str) -> str:
+    """As in training: no white space at the end, and a full stop unless another sign stands there."""
+    phonemes = phonemes.rstrip()
+    return phonemes if not phonemes or phonemes[-1] in _SENTENCE_FINAL else phonemes + "."
+
+
+def _shortened(text: str, max_chars: int = 40) -> str:
+    return repr(text if len(text) <= max_chars else text[: max_chars - 1] + "…")
+
+
+def _released_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(BPE(vocab=released_vocabulary(), merges=[], unk_token=SPECIAL_TOKENS[0]))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TextError(f"{path}: no tokenizer file can be read there ({error.strerror})") from error
+    except Exception as error:  # the library raises nothing narrower
+        raise TextError(f"{path}: not a tokenizer file of the tokenizers library ({error})") from error

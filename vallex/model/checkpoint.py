@@ -1,0 +1,326 @@
+"""Loading and saving: the released format, vallex's own safetensors, and run folders.
+
+Names and shapes on disk are the released ones in both formats; `to_released_name` and its inverse are the
+whole difference to the names inside. Loading is strict: non-strict loading once left a prenet random and made
+eleven runs of noise.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vallex.errors import CheckpointError
+from vallex.files import atomic_write
+from vallex.model.config import ModelConfig
+from vallex.model.network import VALLE
+from vallex.model.runs import find_run_checkpoint, is_run_folder
+from vallex.model.unpickle import Inert, read_torch_file
+
+FORMATS = ("safetensors", "released")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+RELEASED_SIZES = {"d_model": 1024, "num_heads": 16, "num_layers": 12, "num_quantizers": 8}
+
+_EMBEDDINGS = r"(text_embedding|language_embedding|audio_embedding|(?:audio|stage)_embeddings\.\d+)"
+_TO_RELEASED = [
+    (re.compile(rf"^(ar|nar)\.{_EMBEDDINGS}\.weight$"), r"\1_\2.word_embeddings.weight"),
+    (re.compile(r"\.self_attn\.in_proj\."), ".self_attn.in_proj_"),
+    (re.compile(r"\.text_prenet\.convs\.(\d)\."), lambda m: f".text_prenet.{4 * int(m[1]) + 1}."),
+    (re.compile(r"\.text_prenet\.norms\.(\d)\."), lambda m: f".text_prenet.{4 * int(m[1]) + 2}."),
+    (re.compile(r"\.text_prenet\.proj\."), ".text_prenet.14."),
+    (re.compile(r"^(ar|nar)\."), r"\1_"),
+]
+_FROM_RELEASED = [
+    (re.compile(r"^(ar|nar)_"), r"\1."),
+    (re.compile(rf"^(ar|nar)\.{_EMBEDDINGS}\.word_embeddings\.weight$"), r"\1.\2.weight"),
+    (re.compile(r"\.self_attn\.in_proj_"), ".self_attn.in_proj."),
+    (re.compile(r"\.text_prenet\.(1|5|9)\."), lambda m: f".text_prenet.convs.{int(m[1]) // 4}."),
+    (re.compile(r"\.text_prenet\.(2|6|10)\."), lambda m: f".text_prenet.norms.{int(m[1]) // 4}."),
+    (re.compile(r"\.text_prenet\.14\."), ".text_prenet.proj."),
+]
+
+
+def to_released_name(name: str) -> str:
+    """The name on disk of a parameter or buffer of VALLE."""
+    for pattern, replacement in _TO_RELEASED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def from_released_name(name: str) -> str:
+    """The name in VALLE of a tensor on disk."""
+    for pattern, replacement in _FROM_RELEASED:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", *, num_heads: int | None = None
+) -> VALLE:
+    """Loads a model in evaluation mode, in float32, strictly.
+
+    path: a released `.pt` (also with trainer objects beside the model, or `module.` before each key), a
+        `.safetensors` of vallex, or a run folder (its chosen or best checkpoint)
+    num_heads: for a file that does not record it and is not 1024 wide
+    errors: CheckpointError, with every missing, unexpected and misshapen key
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _in_run_folder(path)
+    state, recorded, provenance = read_checkpoint(path)
+    config = recorded or config_from_state(path, state["tensors"], state["extras"], num_heads)
+    model = _build(path, config, state["tensors"])
+    model.provenance = provenance
+    return model.to(device).eval()
+
+
+def read_checkpoint(path: Path) -> tuple[dict, ModelConfig | None, dict]:
+    """The tensors of a file by their released names, with what is recorded beside them.
+
+    returns: {"tensors", "extras"}, the recorded configuration (vallex's own files), the provenance
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path}: no such checkpoint. Name a .pt or .safetensors file or a run folder, or fetch the "
+            "released one: vallex download --only checkpoint"
+        )
+    with path.open("rb") as file:
+        head = file.read(4)
+    if head == b"PK\x03\x04":
+        return _read_released(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    raise CheckpointError(
+        f"{path}: neither a torch.save file nor a .safetensors ({path.stat().st_size:,} bytes): half "
+        "downloaded, or of another kind. Fetch it again: vallex download --only checkpoint"
+    )
+
+
+def config_from_state(
+    path: Path, tensors: dict[str, Tensor], extras: dict, num_heads: int | None
+) -> ModelConfig:
+    """Reads the sizes from the tensors of a file in the released format.
+
+    errors: CheckpointError where a tensor that shows a size is missing, or the number of heads unknown
+    """
+    telling = ["ar_text_embedding", "ar_audio_embedding", "ar_language_embedding"]
+    telling = [f"{name}.word_embeddings.weight" for name in telling]
+    missing = [name for name in telling if name not in tensors or tensors[name].ndim != 2]
+    if missing:
+        reason = (
+            " (without it the model was not trained in several languages: lifeiteng's and other VALL-E "
+            "checkpoints are not VALL-E X)"
+            if missing == telling[-1:]
+            else ""
+        )
+        raise CheckpointError(f"{path}: not a VALL-E X checkpoint: no {', '.join(missing)}{reason}")
+    text, audio, language = (tensors[name] for name in telling)
+    width = text.shape[1]
+    if language.shape[0] != 3:
+        raise CheckpointError(
+            f"{path}: its language embedding has {language.shape[0]} rows and no names for them; the "
+            "released model has 3 (en, zh, ja)"
+        )
+    if audio.shape[0] not in (1025, 1026):
+        raise CheckpointError(
+            f"{path}: the AR audio embedding has {audio.shape[0]} rows; 1026 (with BOS) or 1025 are known"
+        )
+    num_heads = num_heads or _recorded_heads(extras) or (16 if width == 1024 else None)
+    if num_heads is None:
+        raise CheckpointError(
+            f"{path}: the number of attention heads is not recorded and the width is {width}, not the released "
+            "1024: name it (num_heads=, --heads)"
+        )
+    return ModelConfig(
+        d_model=width,
+        num_heads=num_heads,
+        num_layers=_count(tensors, r"ar_decoder\.layers\.(\d+)\."),
+        num_quantizers=max(1, _count(tensors, r"nar_audio_embeddings\.(\d+)\.")),
+        num_text_tokens=text.shape[0],
+        add_prenet=any(re.match(r"n?ar_(text|audio)_prenet\.", name) for name in tensors),
+        share_embedding=_heads_are_tied(tensors),
+        prepend_bos=audio.shape[0] == 1026,
+    )
+
+
+def save_model(
+    model: VALLE,
+    path: str | Path,
+    *,
+    format: str = "safetensors",
+    dtype: str = "float32",
+    force: bool = False,
+) -> list[str]:
+    """Writes a model, whole or not at all.
+
+    format: "safetensors" (vallex's own) or "released" (what the original inference code loads)
+    dtype: "float32", "float16" or "bfloat16"
+    force: write the released format although the original code would load it wrongly
+    returns: what the original code would load wrongly, where `force` overrode it
+    errors: CheckpointError for an unknown format or dtype, and for a model the released format cannot hold
+    """
+    if format not in FORMATS or dtype not in DTYPES:
+        wrong, known = (format, FORMATS) if format not in FORMATS else (dtype, tuple(DTYPES))
+        raise CheckpointError(f"{wrong!r} is not known; it must be one of {', '.join(known)}")
+    obstacles = released_obstacles(model) if format == "released" else []
+    if obstacles and not force:
+        raise CheckpointError(
+            f"{path}: the original code would load this model wrongly: {'; '.join(obstacles)}. Write "
+            "--format safetensors, or --force it all the same"
+        )
+    tensors = {
+        to_released_name(name): tensor.detach().to(
+            "cpu", DTYPES[dtype] if tensor.is_floating_point() else None
+        )
+        for name, tensor in model.state_dict().items()
+    }
+    with atomic_write(path) as temporary:
+        if format == "released":
+            torch.save({"model": tensors, "nhead": model.config.num_heads}, temporary)
+        else:
+            contiguous = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+            metadata = {
+                "format": "vallex",
+                "config": model.config.to_json(),
+                "provenance": json.dumps(model.provenance),
+            }
+            save_file(contiguous, temporary, metadata=metadata)
+    return obstacles
+
+
+def released_obstacles(model: VALLE) -> list[str]:
+    """What the original inference code would load wrongly, a reason each; empty where it loads exactly."""
+    config, reasons = model.config, []
+    if not config.share_embedding:
+        reasons.append("its NAR heads are untied (loading them overwrites the embeddings)")
+    if config.add_prenet:
+        reasons.append("it has a prenet, which the original is built without")
+    if config.languages != ("en", "zh", "ja"):
+        reasons.append(f"it has languages {', '.join(config.languages)}, the original has en, zh, ja")
+    if config.text_bos or config.text_eos:
+        reasons.append("it was trained with BOS or EOS around the text, which the original leaves out")
+    if config.prefix_mode != 1:
+        reasons.append(f"its prefix mode is {config.prefix_mode}, the original decodes in mode 1")
+    if not config.prepend_bos:
+        reasons.append("it has no audio BOS")
+    sizes = {name: getattr(config, name) for name in RELEASED_SIZES}
+    if sizes != RELEASED_SIZES:
+        differing = [f"{n} {v} (not {RELEASED_SIZES[n]})" for n, v in sizes.items() if v != RELEASED_SIZES[n]]
+        reasons.append("its sizes are others: " + ", ".join(differing))
+    return reasons
+
+
+def _in_run_folder(path: Path) -> Path:
+    if not is_run_folder(path):
+        raise CheckpointError(
+            f"{path}: a folder, but not a run's: no config.json in it. Name a run folder or a checkpoint file"
+        )
+    found = find_run_checkpoint(path)
+    if found is None:
+        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+    return found
+
+
+def _read_released(path: Path) -> tuple[dict, None, dict]:
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path}: a torch.save file without a `model` in it: not a VALL-E X checkpoint")
+    tensors, bad = {}, []
+    for name, value in content["model"].items():
+        if isinstance(value, Tensor) and isinstance(name, str):
+            tensors[name.removeprefix("module.")] = value
+        else:
+            bad.append(f"{name} is a {getattr(type(value), 'origin', type(value).__name__)}")
+    if bad or isinstance(content["model"], Inert):
+        raise CheckpointError(
+            f"{path}: the model holds what is not a tensor: {'; '.join(bad) or 'all of it'}"
+        )
+    extras = {name: value for name, value in content.items() if name != "model"}
+    return {"tensors": tensors, "extras": extras}, None, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict, ModelConfig, dict]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
+    if "config" not in metadata:
+        raise CheckpointError(f"{path}: a safetensors file, but not one that vallex wrote: no `config` in it")
+    try:
+        provenance = json.loads(metadata.get("provenance", "{}"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: its provenance cannot be read: {error}") from error
+    return {"tensors": tensors, "extras": {}}, ModelConfig.from_json(metadata["config"]), provenance
+
+
+def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> VALLE:
+    with torch.device("meta"):
+        model = VALLE(config)
+    expected = {to_released_name(name): value for name, value in model.state_dict().items()}
+    explained = explain_difference(expected, tensors)
+    if explained:
+        raise CheckpointError(f"{path}: does not fit its own sizes: {explained}")
+    state = {
+        from_released_name(name): value.to(expected[name].dtype).contiguous()
+        for name, value in tensors.items()
+    }
+    model.load_state_dict(state, strict=True, assign=True)
+    if model.nar is not None and config.share_embedding:
+        model.nar.tie_heads()
+    return model
+
+
+def explain_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """Every missing, unexpected and misshapen key, in groups; empty where there is none."""
+    shapes = [
+        f"{name} {list(found[name].shape)} for {list(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    groups = {
+        "missing": _fold_layers(name for name in expected if name not in found),
+        "unexpected": _fold_layers(name for name in found if name not in expected),
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{len(names)} {title}: {', '.join(names)}" for title, names in groups.items() if names)
+
+
+def _fold_layers(names) -> list[str]:
+    """Names with the layers they come from folded together: `ar_decoder.layers.{0,1}.norm1.bias`."""
+    folded: dict[str, list[str]] = {}
+    for name in names:
+        numbers = re.search(r"\.(\d+)\.", name)
+        key = name if numbers is None else name[: numbers.start(1)] + "{}" + name[numbers.end(1) :]
+        folded.setdefault(key, []).append(numbers[1] if numbers else "")
+    return [
+        key.replace("{}", ns[0] if len(ns) == 1 else "{" + ",".join(ns) + "}") for key, ns in folded.items()
+    ]
+
+
+def _recorded_heads(extras: dict) -> int | None:
+    params = extras.get("params")
+    for place in (extras, params if isinstance(params, dict) else {}):
+        if isinstance(place.get("nhead"), int):
+            return place["nhead"]
+    return None
+
+
+def _count(tensors: dict[str, Tensor], pattern: str) -> int:
+    return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
+
+
+def _heads_are_tied(tensors: dict[str, Tensor]) -> bool:
+    """Whether every head that can share a codebook's embedding equals it."""
+    pairs = [
+        (head, embedding)
+        for j in range(_count(tensors, r"nar_predict_layers\.(\d+)\."))
+        if (head := tensors.get(f"nar_predict_layers.{j}.weight")) is not None
+        and (embedding := tensors.get(f"nar_audio_embeddings.{j + 2}.word_embeddings.weight")) is not None
+    ]
+    return all(torch.equal(head, embedding) for head, embedding in pairs)

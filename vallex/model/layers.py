@@ -1,0 +1,245 @@
+"""The building blocks of both decoders: attention, layers, adaptive norm, sine positions, prenets, cache.
+
+The released attention holds its three projections as one raw parameter; here it is one nn.Linear, so that
+LoRA and int8 quantization reach it. `vallex.model.checkpoint` maps the names.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KVCache:
+    """Keys and values of one attention layer while frames are decoded, in chunks that grow by half.
+
+    Appending writes into memory that is there already; a step copies nothing of the past.
+    """
+
+    GROWTH_FRAMES = 256
+
+    def __init__(self):
+        self.length = 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds keys and values and returns all of them so far.
+
+        keys, values: [B, H, L, D/H] float, of the new positions
+        returns: two of [B, H, length, D/H], views of the cache
+        """
+        new_length = self.length + keys.shape[2]
+        if self.keys is None or new_length > self.keys.shape[2]:
+            self._grow(keys, new_length)
+        self.keys[:, :, self.length : new_length] = keys
+        self.values[:, :, self.length : new_length] = values
+        self.length = new_length
+        return self.keys[:, :, :new_length], self.values[:, :, :new_length]
+
+    def _grow(self, like: Tensor, new_length: int) -> None:
+        capacity = new_length + max(self.GROWTH_FRAMES, self.length // 2)
+        shape = (*like.shape[:2], capacity, like.shape[3])
+        for name in ("keys", "values"):
+            grown, old = like.new_empty(shape), getattr(self, name)
+            if old is not None:
+                grown[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, grown)
+
+
+class Dropout(nn.Dropout):
+    """Dropout at a multiple of the model's one rate, so that one number sets them all."""
+
+    def __init__(self, rate: float, factor: float = 1.0):
+        super().__init__()
+        self.factor = factor
+        self.set_rate(rate)
+
+    def set_rate(self, rate: float) -> None:
+        """Takes the model's rate; the prenets' five times 0.1 is the original's 0.5."""
+        self.p = min(0.9, self.factor * rate)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017) over `scaled_dot_product_attention`."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = Dropout(dropout)
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+        """Attends from each position to those that the mask allows, and to all that the cache holds.
+
+        x: [B, L, D] float
+        mask: [B, 1, L, L] or [L, L] bool, True where a row may look at a column; None for everywhere
+        returns: [B, L, D] float
+        """
+        batch, length, width = x.shape
+        q, k, v = self.in_proj(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0
+        )
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+
+
+class AdaptiveLayerNorm(nn.Module):
+    """Layer norm whose scale and shift come from the stage embedding (VALL-E, section 4.2.2)."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.project_layer = nn.Linear(d_model, 2 * d_model)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, stage_embedding: Tensor) -> Tensor:
+        """x: [B, L, D] float; stage_embedding: [1, D] float; returns [B, L, D] float."""
+        scale, shift = self.project_layer(stage_embedding).chunk(2, dim=-1)
+        return scale * self.norm(x) + shift
+
+
+class DecoderLayer(nn.Module):
+    """A pre-norm transformer layer: attention and a ReLU MLP of four times the width."""
+
+    def __init__(self, d_model: int, num_heads: int, dropout: float, adaptive: bool):
+        super().__init__()
+        self.self_attn = SelfAttention(d_model, num_heads, dropout)
+        self.linear1 = nn.Linear(d_model, 4 * d_model)
+        self.linear2 = nn.Linear(4 * d_model, d_model)
+        self.norm1 = AdaptiveLayerNorm(d_model) if adaptive else nn.LayerNorm(d_model)
+        self.norm2 = AdaptiveLayerNorm(d_model) if adaptive else nn.LayerNorm(d_model)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, condition: tuple[Tensor, ...], cache: KVCache | None
+    ) -> Tensor:
+        x = x + self.dropout(self.self_attn(self.norm1(x, *condition), mask, cache))
+        hidden = self.dropout(F.relu(self.linear1(self.norm2(x, *condition))))
+        return x + self.dropout(self.linear2(hidden))
+
+
+class Decoder(nn.Module):
+    """A stack of layers and a last norm: the AR decoder, or (adaptive) the NAR decoder."""
+
+    def __init__(self, d_model: int, num_heads: int, num_layers: int, dropout: float, adaptive: bool):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            DecoderLayer(d_model, num_heads, dropout, adaptive) for _ in range(num_layers)
+        )
+        self.norm = AdaptiveLayerNorm(d_model) if adaptive else nn.LayerNorm(d_model)
+
+    def new_cache(self) -> list[KVCache]:
+        """An empty cache for each layer."""
+        return [KVCache() for _ in self.layers]
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        stage_embedding: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+    ) -> Tensor:
+        """Runs all layers.
+
+        x: [B, L, D] float
+        mask: as in SelfAttention
+        stage_embedding: [1, D] float, for the NAR
+        caches: one a layer, of the positions before x
+        returns: [B, L, D] float
+        """
+        condition = () if stage_embedding is None else (stage_embedding,)
+        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
+            x = layer(x, mask, condition, cache)
+        return self.norm(x, *condition)
+
+
+def length_mask(lens: Tensor, length: int) -> Tensor:
+    """lens: [B] int64; returns [B, length] bool, True before each length."""
+    return torch.arange(length, device=lens.device) < lens.unsqueeze(1)
+
+
+def ar_mask(text_mask: Tensor, num_frames: int) -> Tensor:
+    """The AR decoder's attention: text to text, audio to text and to audio not later than itself.
+
+    Padded frames follow the real ones, so that causality alone hides them.
+
+    text_mask: [B, S] bool
+    returns: [B, 1, S + num_frames, S + num_frames] bool, True where a row may look at a column
+    """
+    num_text = text_mask.shape[1]
+    index = torch.arange(num_text + num_frames, device=text_mask.device)
+    to_text = index[None, :] < num_text
+    to_earlier = (index[None, :] <= index[:, None]) & (index[:, None] >= num_text)
+    columns = F.pad(text_mask, (0, num_frames), value=True)
+    return ((to_text | to_earlier) & columns[:, None, :]).unsqueeze(1)
+
+
+def sine_table(positions: Tensor, d_model: int) -> Tensor:
+    """Sine and cosine positions (Vaswani et al. 2017, section 3.5), interleaved.
+
+    positions: [...] int64
+    returns: [..., d_model] float32
+    """
+    rates = torch.exp(
+        torch.arange(0, d_model, 2, dtype=torch.float32, device=positions.device)
+        * -(math.log(10000.0) / d_model)
+    )
+    angles = positions.to(torch.float32).unsqueeze(-1) * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+class SinePosition(nn.Module):
+    """Adds sine positions, scaled by alpha (learned in the AR decoder, constant in the NAR)."""
+
+    def __init__(self, d_model: int, dropout: Dropout, learn_alpha: bool):
+        super().__init__()
+        self.d_model = d_model
+        self.alpha = nn.Parameter(torch.ones(1), requires_grad=learn_alpha)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, first: int = 0) -> Tensor:
+        """Places [B, L, D] float at `positions`, [B, L] int64, or (None) at first, first + 1, ..."""
+        if positions is None:
+            positions = torch.arange(first, first + x.shape[1], device=x.device)
+        return self.dropout(x + self.alpha * sine_table(positions, self.d_model).to(x.dtype))
+
+
+class TextPrenet(nn.Module):
+    """Three convolutions over the phonemes and a projection, as in Tacotron 2.
+
+    Padding is zeroed before each convolution and left out of the batch statistics, so that an utterance is
+    embedded the same whatever it is padded with. (The original lets padding in.)
+    """
+
+    def __init__(self, d_model: int, dropout: float):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv1d(d_model, d_model, 5, padding="same") for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(d_model) for _ in range(3))
+        self.dropout = Dropout(dropout, 5.0)
+        self.proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """x: [B, S, D] float; mask: [B, S] bool, True at real phonemes; returns [B, S, D] float."""
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = conv(x.masked_fill(~mask.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2)
+            normed = torch.zeros_like(x)
+            normed[mask] = norm(x[mask]).to(x.dtype)
+            x = self.dropout(F.relu(normed))
+        return self.proj(x)
+
+
+def audio_prenet(d_model: int, dropout: float) -> nn.Sequential:
+    """The prenet of audio embeddings: two hidden layers of 256."""
+    return nn.Sequential(
+        nn.Linear(d_model, 256),
+        nn.ReLU(),
+        Dropout(dropout, 2.5),
+        nn.Linear(256, 256),
+        nn.ReLU(),
+        Dropout(dropout, 2.5),
+        nn.Linear(256, d_model),
+    )

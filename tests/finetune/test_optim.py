@@ -263,5 +263,7 @@ def test_build_optimizer_given_adam_has_no_weight_decay():
 
 
 def test_build_optimizer_given_an_unknown_name_offers_the_nearest():
-    with pytest.raises(ConfigError, match=r"optimizer 'scaledadam' is not known; .*Did you mean scaled-adam\?"):
+    with pytest.raises(
+        ConfigError, match=r"optimizer 'scaledadam' is not known; .*Did you mean scaled-adam\?"
+    ):
         build_optimizer("scaledadam", make_params(), lr=0.05)

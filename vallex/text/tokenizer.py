@@ -27,6 +27,7 @@ from vallex.text.tags import Segment, split_tags
 # Where each language's front end lives: imported when a text first needs it. A new language is one entry.
 PHONEMIZERS = {
     Language.EN: ("vallex.text.english", "english_to_phonemes"),
+    Language.ZH: ("vallex.text.mandarin", "mandarin_to_phonemes"),
 }
 
 _SENTENCE_FINAL = ".,!?-…~"

@@ -13,10 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from finetune.config import OPTIMIZERS, SCHEDULES
 from vallex.errors import ConfigError
-
-OPTIMIZERS = ("adamw", "adam", "scaled-adam")
-SCHEDULES = ("constant", "cosine", "noam", "eden")
 
 # ScaledAdam's fixed numbers; the original has them as defaults that no recipe changes.
 _SCALAR_LR_SCALE = 0.1  # one-element parameters, and the learned scale of a tensor, move this much slower

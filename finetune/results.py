@@ -1,0 +1,347 @@
+"""The results log: what each run folder says of its run, and how two runs differ.
+
+There is no log file beside the run folders that could disagree with them: `result.json`, which training
+rewrites as it goes on, is read anew each time. What cannot be read is passed over and named, never fatal.
+"""
+
+import difflib
+import json
+import math
+import os
+import re
+import socket
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+
+import psutil
+
+from vallex.errors import RunError
+from vallex.files import atomic_write
+from vallex.model.runs import find_run_checkpoint, is_run_folder
+
+PHASES = ("ar", "nar")
+STATUSES = ("running", "done", "stopped", "failed")
+INTERRUPTED = "interrupted"  # never written: a run that says that it runs, and whose process is gone
+RESULT_FILE = "result.json"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseResult:
+    """One stage of a run. Losses are nats per real target, accuracies are shares from 0 to 1.
+
+    base: {"loss", "top10"} of the untouched model on the validation split
+    best: {"loss", "top10", "step", "checkpoint"} of the lowest validation loss
+    last: as `best`, of the last validation
+    """
+
+    phase: str
+    status: str
+    steps: int
+    base: dict | None = None
+    best: dict | None = None
+    last: dict | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What was run on what, and what came of it; `result.json` in a run folder.
+
+    name: the name of the run folder
+    created: when the run began, ISO 8601
+    init: {"path", "fingerprint", "toy"} of the model that it began with
+    data: {"path", "fingerprint", "num_cuts", "toy", ...} of the prepared set
+    versions: {"vallex", "torch", "python", ...}
+    toy: anything in it was made with toy weights
+    error: the line that the user saw, where the run failed
+    chosen: the file in `checkpoints/` that won by its scores
+    process: who runs it, from `this_process()`
+    """
+
+    name: str
+    status: str
+    created: str
+    seconds: float
+    preset: str
+    init: dict
+    data: dict
+    versions: dict
+    toy: bool
+    phases: list[PhaseResult]
+    error: str | None = None
+    chosen: str | None = None
+    process: dict | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunLog:
+    """The runs of a folder, the oldest first, and a line for each folder that was passed over."""
+
+    results: list[RunResult]
+    damaged: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two runs side by side.
+
+    settings: dotted name to the value in `a` and in `b`, None where a run has no such setting; only those
+        that differ
+    metrics: rows {"phase", "metric", "a", "b"}
+    """
+
+    a: RunResult
+    b: RunResult
+    settings: dict[str, tuple]
+    metrics: list[dict]
+
+
+def this_process() -> dict:
+    """What identifies the process that trains: its id alone comes back after a while."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "start": psutil.Process().create_time()}
+
+
+def write_result(run_dir: Path | str, result: RunResult) -> None:
+    """Writes `result.json` of a run folder. A loss that is no finite number is written as null."""
+    content = json.dumps(_finite(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(Path(run_dir) / RESULT_FILE) as temporary:
+        temporary.write_text(content + "\n", encoding="utf-8")
+
+
+def read_result(run_dir: Path | str) -> RunResult:
+    """The result of a run folder, under the folder's present name; RunError where it cannot be read."""
+    run_dir = Path(run_dir)
+    path = run_dir / RESULT_FILE
+    content = _read_json(path)
+    faults: list[str] = []
+    values = _checked_fields(RunResult, content, faults)
+    phases = values.get("phases")
+    stages = [phase for phase in phases if isinstance(phase, dict)] if isinstance(phases, list) else []
+    if isinstance(phases, list) and len(stages) < len(phases):
+        faults.append(f"phases are {phases!r}")
+    stages = [_checked_fields(PhaseResult, phase, faults) for phase in stages]
+    if faults:
+        raise RunError(f"{path}: {'; '.join(faults)}. This is no result that vallex wrote")
+    values |= {"name": run_dir.resolve().name, "phases": [PhaseResult(**stage) for stage in stages]}
+    result = RunResult(**values)
+    return _interrupted(result) if _process_is_gone(result) else result
+
+
+def list_runs(runs_dir: Path | str) -> RunLog:
+    """Every run under a folder; an empty log where there is no such folder."""
+    results, damaged = [], []
+    runs_dir = Path(runs_dir)
+    folders = sorted(runs_dir.iterdir()) if runs_dir.is_dir() else []
+    for folder in folders:
+        if not folder.is_dir() or folder.name.startswith("."):
+            continue
+        try:
+            results.append(read_result(folder))
+        except RunError as error:
+            damaged.append(str(error))
+    return RunLog(results=sorted(results, key=lambda result: (result.created, result.name)), damaged=damaged)
+
+
+def resolve_run(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
+    """The run folder that `ref` means: a name under `runs_dir`, else a path. RunError where there is none."""
+    found = _find_run(ref, Path(runs_dir))
+    if found is not None:
+        return found
+    if Path(ref).is_dir():
+        raise RunError(f"{ref}: a folder, but not a run's: no {CONFIG_FILE} in it. See vallex runs list")
+    raise RunError(f"run {ref!r}: {_no_such_run(ref, Path(runs_dir))}")
+
+
+def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
+    """The checkpoint file that `ref` means; RunError, saying what there is, where there is none.
+
+    `ref` is a file, RUN (its chosen checkpoint, else its best), RUN@chosen, RUN@best, RUN@last, or RUN@1200
+    for a step.
+    """
+    runs_dir = Path(runs_dir)
+    if Path(ref).is_file():
+        return Path(ref)
+    run_dir, which = _find_run(ref, runs_dir), None
+    if run_dir is None and "@" in ref:
+        name, _, which = ref.rpartition("@")
+        run_dir = _find_run(name, runs_dir)
+    if run_dir is None:
+        raise RunError(f"checkpoint {ref!r}: no such file, and {_no_such_run(ref, runs_dir)}")
+    checkpoint = find_run_checkpoint(run_dir, which)
+    if checkpoint is None:
+        there_is = ", ".join(f"{run_dir.name}@{name}" for name in _checkpoint_names(run_dir)) or "none yet"
+        raise RunError(f"checkpoint {ref!r}: the run has no such checkpoint. It has {there_is}")
+    return checkpoint
+
+
+def read_config(run_dir: Path | str) -> dict:
+    """The resolved settings of a run folder, nested; RunError where they cannot be read."""
+    return _read_json(Path(run_dir) / CONFIG_FILE)
+
+
+def rows(results: Iterable[RunResult]) -> list[dict]:
+    """What `vallex runs list --json` prints: a row a run and phase, null where there is no value yet."""
+    return [
+        {
+            "name": result.name,
+            "phase": phase.phase,
+            "status": phase.status,
+            "steps": phase.steps,
+            "base_loss": metric(phase.base, "loss"),
+            "base_top10": metric(phase.base, "top10"),
+            "best_loss": metric(phase.best, "loss"),
+            "best_top10": metric(phase.best, "top10"),
+        }
+        for result in results
+        for phase in result.phases
+    ]
+
+
+def compare(run_a: Path | str, run_b: Path | str) -> Comparison:
+    """Two run folders: the settings, starting points, data and versions that differ, and all metrics."""
+    a, b = read_result(run_a), read_result(run_b)
+    settings_a, settings_b = _all_settings(run_a, a), _all_settings(run_b, b)
+    pairs = {key: (settings_a.get(key), settings_b.get(key)) for key in {**settings_a, **settings_b}}
+    rows_a, rows_b = _rows_by_phase(a), _rows_by_phase(b)
+    return Comparison(
+        a=a,
+        b=b,
+        settings={key: pair for key, pair in pairs.items() if pair[0] != pair[1]},
+        metrics=[
+            {
+                "phase": phase,
+                "metric": name,
+                "a": rows_a.get(phase, {}).get(name),
+                "b": rows_b.get(phase, {}).get(name),
+            }
+            for phase in PHASES
+            if phase in rows_a or phase in rows_b
+            for name in ("status", "steps", "seconds", "base_loss", "best_loss", "base_top10", "best_top10")
+        ],
+    )
+
+
+def metric(metrics: dict | None, name: str) -> float | None:
+    """A number of `base`, `best` or `last`, None where it is not there."""
+    value = (metrics or {}).get(name)
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _rows_by_phase(result: RunResult) -> dict[str, dict]:
+    return {
+        phase.phase: row | {"seconds": phase.seconds}
+        for phase, row in zip(result.phases, rows([result]), strict=True)
+    }
+
+
+def _all_settings(run_dir: Path | str, result: RunResult) -> dict[str, object]:
+    facts = {"init": result.init, "data": result.data, "versions": result.versions}
+    return {"preset": result.preset} | _flatten(read_config(run_dir)) | _flatten(facts)
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings under dotted names; a list is one value."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _find_run(ref: str, runs_dir: Path) -> Path | None:
+    return next((path for path in (runs_dir / ref, Path(ref)) if ref and is_run_folder(path)), None)
+
+
+def _no_such_run(ref: str, runs_dir: Path) -> str:
+    names = (
+        sorted(path.name for path in runs_dir.iterdir() if is_run_folder(path)) if runs_dir.is_dir() else []
+    )
+    nearest = difflib.get_close_matches(ref.rpartition("@")[0] or ref, names, n=3, cutoff=0.5)
+    hint = f" (nearest: {', '.join(nearest)})" if nearest else f" ({len(names)} others)"
+    return f"no such run in {runs_dir}/{hint}. See vallex runs list --runs {runs_dir}"
+
+
+def _checkpoint_names(run_dir: Path) -> list[str]:
+    """What can stand behind RUN@."""
+    stems = [path.stem for path in (run_dir / "checkpoints").glob("*.safetensors")]
+    found = {match[1] for stem in stems if (match := re.fullmatch(r"n?ar-(?:step-)?(best|last|\d+)", stem))}
+    if find_run_checkpoint(run_dir, "chosen") is not None:
+        found.add("chosen")
+    return sorted(found, key=lambda name: (name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such file; {path.parent} is not a run's folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path}: holds a {type(content).__name__}; a JSON object is needed")
+    return content
+
+
+def _checked_fields(record: type, content: dict, faults: list[str]) -> dict[str, object]:
+    """The values of a dataclass's fields in `content`; adds to `faults` what is missing or of another type.
+
+    What a newer vallex wrote besides is left out.
+    """
+    hints = typing.get_type_hints(record)
+    values = {}
+    for field in fields(record):
+        if field.name in content:
+            values[field.name] = content[field.name]
+            if not _is_of_type(content[field.name], hints[field.name]):
+                faults.append(f"{field.name} is {content[field.name]!r}")
+        elif field.default is MISSING:
+            faults.append(f"there is no {field.name!r}")
+    allowed = {"phase": PHASES, "status": STATUSES}
+    faults += [
+        f"{name} is {values[name]!r}; it must be one of {', '.join(choices)}"
+        for name, choices in allowed.items()
+        if isinstance(values.get(name), str) and values[name] not in choices
+    ]
+    return values
+
+
+def _is_of_type(value: object, hint: object) -> bool:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    kinds = tuple(typing.get_origin(kind) or kind for kind in kinds)
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _process_is_gone(result: RunResult) -> bool:
+    """Whether a run that says that it runs is known not to: its process was on this machine, and is over."""
+    who = result.process or {}
+    if result.status != "running" or who.get("host") != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(who["pid"]))
+        # the start is worked out from the clock, which may have been set since
+        same = abs(process.create_time() - float(who["start"])) < 2.0
+        return not same or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return False
+
+
+def _interrupted(result: RunResult) -> RunResult:
+    phases = [
+        replace(phase, status=INTERRUPTED) if phase.status == "running" else phase for phase in result.phases
+    ]
+    return replace(result, status=INTERRUPTED, phases=phases)

@@ -1,0 +1,358 @@
+"""The results log: writing, reading, damaged folders, references, comparison, tables."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from finetune.results import (
+    PhaseResult,
+    RunResult,
+    compare,
+    list_runs,
+    read_result,
+    resolve_checkpoint,
+    resolve_run,
+    rows,
+    this_process,
+    write_result,
+)
+from finetune.tables import comparison_tables, format_seconds, run_tables, runs_table
+from vallex.errors import RunError
+
+AR = PhaseResult(
+    phase="ar",
+    status="done",
+    steps=30,
+    base={"loss": 4.5, "top10": 0.5},
+    best={"loss": 3.25, "top10": 0.625, "step": 20, "checkpoint": "ar-best.safetensors"},
+    last={"loss": 3.5, "top10": 0.6, "step": 30, "checkpoint": "ar-last.safetensors"},
+    seconds=12.5,
+)
+NAR = PhaseResult(phase="nar", status="running", steps=3)
+RUN = RunResult(
+    name="demo",
+    status="done",
+    created="2025-03-04T05:06:07+00:00",
+    seconds=75.0,
+    preset="smoke",
+    init={"path": "tiny.pt", "fingerprint": "ab12", "toy": False},
+    data={"path": "prepared", "fingerprint": "cd34", "num_cuts": 20, "toy": False},
+    versions={"vallex": "0.1.0", "torch": "2.11.0", "python": "3.11"},
+    toy=False,
+    phases=[AR, NAR],
+)
+
+
+@pytest.fixture
+def runs_dir(tmp_path):
+    return tmp_path / "runs"
+
+
+def make_run(runs_dir, name: str, config: dict | None = None, checkpoints=(), **changes):
+    run_dir = runs_dir / name
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "config.json").write_text(json.dumps(config or {"seed": 0, "ar": {"lr": 1e-5}}))
+    for checkpoint in checkpoints:
+        (run_dir / "checkpoints" / f"{checkpoint}.safetensors").touch()
+    write_result(run_dir, replace(RUN, name=name, **changes))
+    return run_dir
+
+
+def shown(renderable) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def test_write_result_then_read_result_gives_the_same(runs_dir):
+    run_dir = make_run(
+        runs_dir, "demo", chosen="nar-best.safetensors", error="a line", process=this_process()
+    )
+    expected = replace(RUN, chosen="nar-best.safetensors", error="a line", process=this_process())
+    assert read_result(run_dir) == expected
+    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.json", "result.json"]
+
+
+def test_write_result_with_a_loss_that_is_no_number_writes_null(runs_dir):
+    failed = replace(AR, base={"loss": math.nan, "top10": math.inf}, status="failed")
+    run_dir = make_run(runs_dir, "demo", phases=[failed], status="failed")
+    assert "NaN" not in (run_dir / "result.json").read_text()
+    row = rows([read_result(run_dir)])[0]
+    assert (row["base_loss"], row["base_top10"], row["best_loss"]) == (None, None, 3.25)
+
+
+def test_read_result_of_a_renamed_folder_has_the_new_name(runs_dir):
+    make_run(runs_dir, "demo").rename(runs_dir / "better-name")
+    assert read_result(runs_dir / "better-name").name == "better-name"
+
+
+def test_read_result_of_a_newer_vallex_leaves_out_what_it_does_not_know(runs_dir):
+    run_dir = make_run(runs_dir, "demo")
+    content = json.loads((run_dir / "result.json").read_text())
+    content["invented_later"] = 1
+    content["phases"][0]["invented_later"] = 1
+    (run_dir / "result.json").write_text(json.dumps(content))
+    assert read_result(run_dir) == RUN
+
+
+def test_read_result_whose_process_is_gone_is_interrupted(runs_dir):
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True
+    )
+    gone = this_process() | {"pid": int(ended.stdout)}
+    recycled = this_process() | {"start": this_process()["start"] - 1000}
+    for number, process in enumerate((gone, recycled)):
+        result = read_result(make_run(runs_dir, f"run{number}", status="running", process=process))
+        assert result.status == "interrupted"
+        assert [phase.status for phase in result.phases] == ["done", "interrupted"]
+
+
+def test_read_result_whose_process_lives_or_is_elsewhere_is_running(runs_dir):
+    elsewhere = {"pid": 1, "host": "another machine", "start": 0.0}
+    for number, process in enumerate((this_process(), elsewhere, None, {}, this_process() | {"pid": "x"})):
+        result = read_result(make_run(runs_dir, f"run{number}", status="running", process=process))
+        assert result.status == "running"
+        assert result.phases[1].status == "running"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"result\.json: cannot be read: Expecting value"),
+        ("[1]", r"result\.json: holds a list; a JSON object is needed"),
+        ("{}", r"there is no 'name'; .*there is no 'phases'"),
+        (b"\xff\xfe", r"result\.json: cannot be read: "),
+    ],
+)
+def test_read_result_of_a_damaged_file_says_what_is_wrong(runs_dir, content, message):
+    run_dir = make_run(runs_dir, "demo")
+    (run_dir / "result.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RunError, match=message):
+        read_result(run_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"status": "dreaming"}, r"status is 'dreaming'; it must be one of running, done, stopped, failed"),
+        ({"seconds": "long"}, r"seconds is 'long'"),
+        ({"seconds": True}, r"seconds is True"),
+        ({"toy": 0}, r"toy is 0"),
+        ({"phases": 3}, r"phases is 3"),
+        ({"phases": ["ar"]}, r"phases are \['ar'\]"),
+        (
+            {"phases": [{"phase": "tts", "status": "done", "steps": 1}]},
+            r"phase is 'tts'; it must be one of ar, nar",
+        ),
+        ({"phases": [{"phase": "ar", "status": "done"}]}, r"there is no 'steps'"),
+        ({"phases": [{"phase": "ar", "status": "done", "steps": 1, "best": 3}]}, r"best is 3"),
+    ],
+)
+def test_read_result_with_a_value_of_another_kind_names_it(runs_dir, changes, message):
+    run_dir = make_run(runs_dir, "demo")
+    content = json.loads((run_dir / "result.json").read_text())
+    (run_dir / "result.json").write_text(json.dumps(content | changes))
+    with pytest.raises(RunError, match=message):
+        read_result(run_dir)
+
+
+def test_list_runs_sorts_by_age_and_passes_over_what_is_damaged(runs_dir):
+    make_run(runs_dir, "a-late", created="2025-05-01T00:00:00+00:00")
+    make_run(runs_dir, "z-early", created="2025-01-01T00:00:00+00:00")
+    (make_run(runs_dir, "broken") / "result.json").write_text("{")
+    (runs_dir / "empty").mkdir()
+    (runs_dir / ".hidden").mkdir()
+    (runs_dir / "note.txt").touch()
+    log = list_runs(runs_dir)
+    assert [result.name for result in log.results] == ["z-early", "a-late"]
+    assert len(log.damaged) == 2
+    assert "broken/result.json: cannot be read" in log.damaged[0]
+    assert "empty/result.json: no such file" in log.damaged[1]
+
+
+def test_list_runs_where_there_is_no_folder_is_empty(runs_dir):
+    log = list_runs(runs_dir)
+    assert (log.results, log.damaged) == ([], [])
+
+
+def test_resolve_run_takes_a_name_before_a_path(runs_dir, monkeypatch):
+    run_dir = make_run(runs_dir, "demo")
+    other = make_run(runs_dir.parent, "demo")
+    monkeypatch.chdir(runs_dir.parent)
+    assert resolve_run("demo", runs_dir) == run_dir
+    assert resolve_run(str(other), runs_dir) == other
+    assert resolve_run("demo", runs_dir.parent / "none").resolve() == other
+
+
+def test_resolve_run_given_an_unknown_name_offers_the_nearest(runs_dir):
+    make_run(runs_dir, "voice-anna")
+    with pytest.raises(RunError, match=r"run 'voice-ana': no such run in .*runs/ \(nearest: voice-anna\)"):
+        resolve_run("voice-ana", runs_dir)
+    with pytest.raises(RunError, match=r"run 'zzz': .*\(1 others\)\. See vallex runs list"):
+        resolve_run("zzz", runs_dir)
+
+
+def test_resolve_run_given_another_folder_says_so(runs_dir, tmp_path):
+    with pytest.raises(RunError, match=r"a folder, but not a run's: no config\.json in it"):
+        resolve_run(str(tmp_path), runs_dir)
+
+
+def test_resolve_checkpoint_finds_each_kind(runs_dir, tmp_path):
+    both = make_run(
+        runs_dir,
+        "both",
+        checkpoints=("ar-best", "ar-last", "nar-best", "nar-last", "ar-step-12", "nar-step-120"),
+    )
+    make_run(runs_dir, "ar-only", checkpoints=("ar-best", "ar-last"))
+    make_run(runs_dir, "chosen", checkpoints=("nar-best", "nar-step-7"), chosen="nar-step-7.safetensors")
+    make_run(runs_dir, "odd@name", checkpoints=("nar-best",))
+
+    def name(ref):
+        path = resolve_checkpoint(ref, runs_dir)
+        assert path.is_file()
+        return path.stem
+
+    assert name("both") == name("both@best") == name(str(both)) == name(f"{both}@best") == "nar-best"
+    assert name("both@last") == "nar-last"
+    assert name("both@12") == "ar-step-12"
+    assert name("both@120") == "nar-step-120"
+    assert name("ar-only") == name("ar-only@best") == "ar-best"
+    assert name("chosen") == name("chosen@chosen") == "nar-step-7"
+    assert name("chosen@best") == "nar-best"
+    assert name("odd@name") == name("odd@name@best") == "nar-best"
+    file = tmp_path / "file.pt"
+    file.touch()
+    assert resolve_checkpoint(str(file), runs_dir) == file
+
+
+def test_resolve_checkpoint_that_is_not_there_says_what_there_is(runs_dir):
+    make_run(runs_dir, "demo", checkpoints=("ar-best", "ar-last", "ar-step-5", "ar-step-10", "notes"))
+    with pytest.raises(RunError, match=r"'demo@7': .* It has demo@best, demo@last, demo@5, demo@10$"):
+        resolve_checkpoint("demo@7", runs_dir)
+    with pytest.raises(RunError, match=r"'demo@chosen': the run has no such checkpoint"):
+        resolve_checkpoint("demo@chosen", runs_dir)
+    with pytest.raises(RunError, match=r"'demo@worst': the run has no such checkpoint"):
+        resolve_checkpoint("demo@worst", runs_dir)
+    make_run(runs_dir, "new")
+    with pytest.raises(RunError, match=r"'new': the run has no such checkpoint. It has none yet"):
+        resolve_checkpoint("new", runs_dir)
+
+
+def test_resolve_checkpoint_given_an_unknown_run_offers_the_nearest(runs_dir):
+    make_run(runs_dir, "demo", checkpoints=("ar-best",))
+    with pytest.raises(
+        RunError, match=r"checkpoint 'demmo@best': no such file, and no such run .*nearest: demo"
+    ):
+        resolve_checkpoint("demmo@best", runs_dir)
+
+
+def test_rows_has_a_row_a_run_and_phase_as_the_contract_says(runs_dir):
+    result = read_result(make_run(runs_dir, "demo"))
+    ar, nar = json.loads(json.dumps(rows([result])))
+    assert ar == {
+        "name": "demo",
+        "phase": "ar",
+        "status": "done",
+        "steps": 30,
+        "base_loss": 4.5,
+        "base_top10": 0.5,
+        "best_loss": 3.25,
+        "best_top10": 0.625,
+    }
+    assert list(nar) == list(ar)
+    assert (nar["phase"], nar["status"], nar["base_loss"], nar["best_top10"]) == (
+        "nar",
+        "running",
+        None,
+        None,
+    )
+
+
+def test_compare_shows_what_differs_and_the_metrics_side_by_side(runs_dir):
+    a = make_run(runs_dir, "a", config={"seed": 0, "ar": {"lr": 1e-5, "betas": [0.9, 0.95]}})
+    b = make_run(
+        runs_dir,
+        "b",
+        config={"seed": 0, "ar": {"lr": 2e-5, "betas": [0.9, 0.98], "new": True}},
+        phases=[replace(AR, best={"loss": 3.0, "top10": 0.7})],
+        data=RUN.data | {"fingerprint": "ee"},
+        preset="small",
+    )
+    comparison = compare(a, b)
+    assert comparison.settings == {
+        "preset": ("smoke", "small"),
+        "ar.lr": (1e-5, 2e-5),
+        "ar.betas": ([0.9, 0.95], [0.9, 0.98]),
+        "ar.new": (None, True),
+        "data.fingerprint": ("cd34", "ee"),
+    }
+    metrics = {(row["phase"], row["metric"]): (row["a"], row["b"]) for row in comparison.metrics}
+    assert metrics["ar", "best_loss"] == (3.25, 3.0)
+    assert metrics["ar", "base_top10"] == (0.5, 0.5)
+    assert metrics["ar", "seconds"] == (12.5, 12.5)
+    assert metrics["nar", "steps"] == (3, None)
+
+
+def test_compare_where_settings_cannot_be_read_names_the_file(runs_dir):
+    a, b = make_run(runs_dir, "a"), make_run(runs_dir, "b")
+    (b / "config.json").unlink()
+    with pytest.raises(RunError, match=r"b/config\.json: no such file"):
+        compare(a, b)
+
+
+def test_tables_show_the_numbers(runs_dir):
+    make_run(runs_dir, "demo")
+    failed = make_run(runs_dir, "failed", status="failed", phases=[], error="out of memory")
+    (make_run(runs_dir, "broken") / "result.json").write_text("{")
+    listed = shown(runs_table(list_runs(runs_dir)))
+    assert "4.500" in listed
+    assert "3.250" in listed
+    assert "failed" in listed
+    assert "passed over" in listed
+    assert "broken/result.json" in listed
+    one = shown(run_tables(read_result(runs_dir / "demo")))
+    assert "num_cuts: 20" in one
+    assert "ar-best.safetensors" in one
+    assert "1 min 15 s" in one
+    assert "out of memory" in shown(run_tables(read_result(failed)))
+    two = shown(comparison_tables(compare(runs_dir / "demo", failed)))
+    assert "No setting differs." in two
+    assert "best loss" in two
+
+
+def test_tables_of_a_toy_run_say_so_and_of_another_do_not(runs_dir):
+    plain, toy = make_run(runs_dir, "plain"), make_run(runs_dir, "toy", toy=True)
+    assert "toy (toy weights)" in shown(runs_table(list_runs(runs_dir)))
+    assert "plain (toy weights)" not in shown(runs_table(list_runs(runs_dir)))
+    assert "toy (toy weights)" in shown(run_tables(read_result(toy)))
+    assert "toy weights" not in shown(run_tables(read_result(plain)))
+    assert "toy (toy weights)" in shown(comparison_tables(compare(plain, toy)))
+    assert "toy weights" not in shown(comparison_tables(compare(plain, plain)))
+
+
+def test_tables_of_a_name_with_brackets_show_it_as_it_is(runs_dir):
+    run_dir = make_run(runs_dir, "[red]x")
+    assert "[red]x" in shown(runs_table(list_runs(runs_dir)))
+    assert "[red]x" in shown(comparison_tables(compare(run_dir, run_dir)))
+
+
+def test_format_seconds_changes_its_unit():
+    assert [format_seconds(s) for s in (0, 59.4, 59.6, 125, 3600, 7800)] == [
+        "0 s",
+        "59 s",
+        "1 min 00 s",
+        "2 min 05 s",
+        "1 h 00 min",
+        "2 h 10 min",
+    ]
+
+
+def test_results_when_imported_pull_in_no_torch():
+    code = "import sys, finetune.results, finetune.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

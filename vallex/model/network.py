@@ -110,6 +110,9 @@ class NonAutoregressiveHalf(Half):
             nn.Linear(width, NUM_AUDIO_CODES, bias=False) for _ in range(num_codebooks - 1)
         )
         self.stage_embeddings = nn.ModuleList(nn.Embedding(1, width) for _ in range(num_codebooks - 1))
+        for embedding in self.audio_embeddings:
+            # they are heads too: logits of a new network then have unit variance, not d_model
+            nn.init.normal_(embedding.weight, std=width**-0.5)
         if config.share_embedding:
             self.tie_heads()
 

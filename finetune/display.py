@@ -1,0 +1,84 @@
+"""What a run shows while it trains: a quiet base, and a bar with figures on a rich console."""
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Display:
+    """Shows nothing. The methods are what a run tells."""
+
+    def note(self, text: str) -> None:
+        """A line for the reader."""
+
+    def stage_started(self, stage: str, step: int, total_steps: int, groups: str) -> None:
+        """A stage begins, or goes on at `step`; `groups` says what is trained."""
+
+    def stepped(self, step: int) -> None:
+        """An optimizer step is done."""
+
+    def logged(self, line: dict) -> None:
+        """A line of the log: step, loss (nats a target), top10 (0-1), lr."""
+
+    def validated(self, stage: str, step: int, score: dict, base: dict) -> None:
+        """A validation is done; step 0 is the untouched model."""
+
+    def stage_ended(self) -> None:
+        """The stage is over, for whatever reason."""
+
+
+class RichDisplay(Display):
+    """A bar with step, loss, top-10, learning rate and time left; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._progress: Progress | None = None
+        self._task = None
+
+    def note(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+    def stage_started(self, stage: str, step: int, total_steps: int, groups: str) -> None:
+        self.note(groups + (f", going on at step {step}" if step else ""))
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._progress.start()
+        self._task = self._progress.add_task(stage.upper(), total=total_steps, completed=step, figures="")
+
+    def stepped(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def logged(self, line: dict) -> None:
+        figures = f"loss {line['loss']:.3f}  top-10 {line['top10']:.3f}  lr {line['lr']:.2e}"
+        self._progress.update(self._task, figures=figures)
+
+    def validated(self, stage: str, step: int, score: dict, base: dict) -> None:
+        if step == 0:
+            text = (
+                f"{stage.upper()} base, the untouched model: "
+                f"validation loss {score['loss']:.3f}, top-10 {score['top10']:.3f}"
+            )
+        else:
+            text = (
+                f"{stage.upper()} step {step}: validation loss {score['loss']:.3f} "
+                f"({score['loss'] - base['loss']:+.3f} to base), top-10 {score['top10']:.3f}"
+            )
+        self.note(text)
+
+    def stage_ended(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

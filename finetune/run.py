@@ -1,0 +1,255 @@
+"""A run from end to end: what is trained on what, whether it fits, its folder, its stages, its result."""
+
+import datetime
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import vallex
+from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.data.prepared import PreparedSet, load_prepared
+from finetune.display import Display
+from finetune.results import RunResult, read_config, read_result, this_process
+from finetune.run_folder import RunFolder
+from finetune.train import StopRequest, TrainState, train_stage
+from vallex.errors import CheckpointError, ConfigError, DataError, RunError, VallexError
+from vallex.files import sha256_of
+from vallex.model.checkpoint import load_model
+from vallex.model.network import VALLE
+from vallex.model.runs import is_run_folder
+from vallex.model.toy import toy_model
+from vallex.text import PhonemeTokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec:
+    """What was asked for.
+
+    init: the checkpoint to begin with; None is the toy model, which `offline_toy` must have asked for
+    stages: "ar", "nar" or both, in this order
+    """
+
+    name: str
+    runs_dir: Path
+    prepared: Path
+    init: Path | None
+    preset: str
+    config: FinetuneConfig
+    stages: tuple[str, ...] = STAGES
+    offline_toy: bool = False
+
+    def settings(self) -> dict:
+        """What is written to config.json, and what a resumed run must agree with."""
+        return {
+            "preset": self.preset,
+            "prepared": str(self.prepared.resolve()),
+            "init": None if self.init is None else str(self.init.resolve()),
+            "stages": list(self.stages),
+            "offline_toy": self.offline_toy,
+            "settings": to_dict(self.config),
+        }
+
+
+def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunResult:
+    """Trains what a spec asks for and returns the result, whose status is "done" or "stopped".
+
+    errors: VallexError where something does not fit; nothing is trained then, and no folder is made. An
+        error during training is recorded in the run's result and raised
+    """
+    path = spec.runs_dir / spec.name
+    _check_folder(path, spec, resume)
+    tokenizer = PhonemeTokenizer()
+    data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
+    model = toy_model() if spec.init is None else load_model(spec.init)
+    check_fit(spec, model, data)
+    model.provenance = _provenance(spec, model, data)
+    folder = _open_folder(path, spec, model, data, resume)
+    before, began = folder.result.seconds, time.monotonic()
+    try:
+        with StopRequest().listening() as stop:
+            status = _train_stages(spec, model, data, folder, display, stop)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        folder.fail(None if interrupted else _one_line(error), before + time.monotonic() - began)
+        raise
+    folder.write(status=status, seconds=round(before + time.monotonic() - began, 3), error=None)
+    return folder.result
+
+
+def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
+    """The spec that a run folder records, for going on without repeating its settings."""
+    path = runs_dir / name
+    if not is_run_folder(path):
+        raise RunError(
+            f"run {name!r}: there is none in {runs_dir}/ to resume; leave out --resume to begin it"
+        )
+    saved = read_config(path)
+    try:
+        return RunSpec(
+            name=name,
+            runs_dir=runs_dir,
+            prepared=Path(saved["prepared"]),
+            init=None if saved["init"] is None else Path(saved["init"]),
+            preset=saved["preset"],
+            config=from_dict(saved["settings"]),
+            stages=tuple(saved["stages"]),
+            offline_toy=saved["offline_toy"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path / 'config.json'}: not a run's settings: no {error}") from error
+
+
+def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
+    """Whether checkpoint, data and stages can work together; every fault at once."""
+    config, faults = model.config, []
+    if data.info.is_toy and not spec.offline_toy:
+        raise DataError(
+            f"{spec.prepared}: its codes were made with toy weights; add --offline-toy to train on them all "
+            "the same, or prepare it again with the real EnCodec"
+        )
+    codec = model.provenance.get("codec")
+    if codec and codec["fingerprint"] != data.info.codec_fingerprint:
+        faults.append(
+            f"it was trained on codes of {codec['name']}, the data has codes of {data.info.codec_name}"
+        )
+    ids, languages = set(), set()
+    for cut in [*data.train, *data.valid]:
+        custom = cut.supervisions[0].custom
+        ids.update(custom["phoneme_ids"])
+        languages.update(custom["phoneme_languages"])
+    if ids and max(ids) >= config.num_text_tokens:
+        faults.append(f"it knows phoneme ids below {config.num_text_tokens}, the data has {max(ids)}")
+    if languages - set(config.languages):
+        faults.append(f"it speaks {', '.join(config.languages)}, the data has {', '.join(sorted(languages))}")
+    if "nar" in spec.stages and model.nar is None:
+        faults.append("it has one quantizer and no NAR half; train it with --stage ar")
+    if faults:
+        raise CheckpointError(
+            f"{spec.init or 'the toy model'}: does not fit {spec.prepared}: {'; '.join(faults)}"
+        )
+
+
+def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
+    if "/" in spec.name or "@" in spec.name or spec.name in ("", ".", ".."):
+        raise ConfigError(f"run name {spec.name!r}: it names one folder, so no '/' and no '@' in it")
+    if not resume:
+        if path.exists():
+            raise RunError(
+                f"run {spec.name!r}: {path} is there already; take another --name, or go on with it: --resume"
+            )
+        return
+    if not is_run_folder(path):
+        raise RunError(f"run {spec.name!r}: there is none in {spec.runs_dir}/ to resume; leave out --resume")
+    if read_result(path).status == "running":
+        raise RunError(f"run {spec.name!r}: it is running; stop it first (Ctrl-C where it runs)")
+    differing = _differences(read_config(path), spec.settings())
+    if differing:
+        raise ConfigError(
+            f"run {spec.name!r}: cannot go on with other settings than it began with: "
+            f"{'; '.join(differing)}. Leave them out, or begin another run"
+        )
+
+
+def _differences(saved: object, asked: object, name: str = "") -> list[str]:
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        keys = dict.fromkeys([*saved, *asked])
+        return [
+            line for key in keys for line in _differences(saved.get(key), asked.get(key), f"{name}.{key}")
+        ]
+    return (
+        []
+        if saved == asked
+        else [f"{name.removeprefix('.').removeprefix('settings.')} is {saved}, not {asked}"]
+    )
+
+
+def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
+    """What is written into every checkpoint of the run, and checked wherever one is used."""
+    info = data.info
+    return {
+        "toy": bool(model.provenance.get("toy")) or info.is_toy,
+        "codec": {"name": info.codec_name, "fingerprint": info.codec_fingerprint, "toy": info.is_toy},
+        "tokenizer": info.tokenizer_fingerprint,
+        "data": info.fingerprint,
+        "init": None if spec.init is None else str(spec.init),
+    }
+
+
+def _open_folder(path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, resume: bool) -> RunFolder:
+    if resume:
+        result = read_result(path)
+        folder = RunFolder(path, result)
+    else:
+        path.mkdir(parents=True)
+        folder = RunFolder(path, _new_result(spec, model, data))
+        folder.write_settings(spec.settings())
+    folder.write(status="running", process=this_process(), error=None)
+    return folder
+
+
+def _new_result(spec: RunSpec, model: VALLE, data: PreparedSet) -> RunResult:
+    toy = model.provenance["toy"]
+    return RunResult(
+        name=spec.name,
+        status="running",
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        seconds=0.0,
+        preset=spec.preset,
+        init={
+            "path": None if spec.init is None else str(spec.init),
+            "fingerprint": None if spec.init is None or spec.init.is_dir() else sha256_of(spec.init),
+            "toy": spec.init is None,
+        },
+        data={
+            "path": str(spec.prepared),
+            "fingerprint": data.info.fingerprint,
+            "num_cuts": data.info.num_train + data.info.num_valid,
+            "toy": data.info.is_toy,
+        },
+        versions={
+            "vallex": vallex.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        },
+        toy=toy,
+        phases=[],
+    )
+
+
+def _train_stages(
+    spec: RunSpec, model: VALLE, data: PreparedSet, folder: RunFolder, display: Display, stop: StopRequest
+) -> str:
+    """Stage after stage; the NAR goes on from the AR's best weights. "done" or "stopped"."""
+    done = {phase.phase for phase in folder.result.phases if phase.status == "done"}
+    provenance = model.provenance
+    for stage in spec.stages:
+        if stage in done:
+            continue
+        if stage == "nar" and "ar" in spec.stages:
+            model = load_model(folder.checkpoint("ar", "best"))
+            model.provenance = provenance
+        try:
+            state: TrainState = train_stage(stage, spec.config, model, data, folder, display, stop)
+        finally:
+            display.stage_ended()
+        folder.close_stage(state, "stopped" if stop.is_set else "done")
+        if stop.is_set:
+            return "stopped"
+    return "done"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, VallexError) else f"{type(error).__name__}: {text}"
+
+
+def new_run_name(preset: str, runs_dir: Path, now: datetime.datetime) -> str:
+    """A name for a run that was given none: preset and time, with a number where that is taken."""
+    base = f"{preset}-{now:%Y%m%d-%H%M%S}"
+    names: Sequence[str] = [base, *(f"{base}-{number}" for number in range(2, 100))]
+    return next(name for name in names if not (runs_dir / name).exists())

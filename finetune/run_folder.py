@@ -1,0 +1,146 @@
+"""A run's folder while it is written: settings, log, checkpoints, resume state, result, each atomic.
+
+config.json      what was asked for: settings, preset, data, checkpoint, stages
+metrics.jsonl    a line a log interval and a validation
+checkpoints/     {ar,nar}-{last,best}.safetensors, each a whole model
+state-ar.pt      what a stopped stage goes on from; gone when the stage is done
+result.json      what was run on what, and how it ended
+"""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune.results import PhaseResult, RunResult, write_result
+from vallex.errors import RunError
+from vallex.files import atomic_write
+
+if TYPE_CHECKING:
+    from finetune.train import TrainState
+    from vallex.model.network import VALLE
+
+
+class RunFolder:
+    """One run's files. In a run of several processes only the first writes."""
+
+    def __init__(self, path: Path, result: RunResult, *, is_writer: bool = True):
+        self.path = path
+        self.result = result
+        self.is_writer = is_writer
+
+    def write_settings(self, settings: dict) -> None:
+        """What the run was asked to do, in full; it never changes."""
+        write_json(self.path / "config.json", settings)
+
+    def log(self, line: dict) -> None:
+        """Appends a line to metrics.jsonl."""
+        if self.is_writer:
+            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def save_checkpoint(self, model: "VALLE", stage: str, step: int, *, is_best: bool) -> None:
+        """Writes the whole model as the stage's last, and the same file as its best."""
+        from vallex.model.checkpoint import save_model
+
+        last = self.checkpoint(stage, "last")
+        model.provenance = {**model.provenance, "run": self.result.name, "stage": stage, "step": step}
+        save_model(model, last)
+        if is_best:
+            with atomic_write(self.checkpoint(stage, "best")) as temporary:
+                # one file under two names: the next `last` is a new file, so this one stays
+                temporary.unlink()
+                try:
+                    os.link(last, temporary)
+                except OSError:
+                    shutil.copyfile(last, temporary)
+
+    def checkpoint(self, stage: str, which: str) -> Path:
+        """Where a stage's "last" or "best" checkpoint lies."""
+        return self.path / "checkpoints" / f"{stage}-{which}.safetensors"
+
+    def save_state(self, stage: str, state: dict) -> None:
+        """Writes what the stage goes on from."""
+        import torch
+
+        with atomic_write(self._state_path(stage)) as temporary:
+            torch.save(state, temporary)
+
+    def load_state(self, stage: str) -> dict | None:
+        """What the stage goes on from, if it was begun; forgets what the log says of later steps."""
+        import torch
+
+        path = self._state_path(stage)
+        if not path.is_file():
+            self._cut_log(stage, -1)
+            return None
+        try:
+            state = torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:
+            raise RunError(
+                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
+                "stage again, or start a new run from the last checkpoint with --init"
+            ) from error
+        self._cut_log(stage, state["state"]["step"])
+        return state
+
+    def update(self, state: "TrainState", status: str = "running") -> None:
+        """Writes result.json with where a stage stands."""
+        phase = PhaseResult(
+            phase=state.stage,
+            status=status,
+            steps=state.step,
+            base=_figures(state.base),
+            best=self._with_checkpoint(state.best, state.stage, "best"),
+            last=self._with_checkpoint(state.last, state.stage, "last"),
+            seconds=round(state.seconds, 3),
+        )
+        others = [p for p in self.result.phases if p.phase != state.stage]
+        self.write(phases=[*others, phase])
+
+    def close_stage(self, state: "TrainState", status: str) -> None:
+        """Marks a stage; what a finished one would go on from is removed."""
+        self.update(state, status)
+        if status == "done" and self.is_writer:
+            self._state_path(state.stage).unlink(missing_ok=True)
+
+    def fail(self, error: str | None, seconds: float) -> None:
+        """Marks the run and its open stage as failed, or (no error) as stopped by its user."""
+        status = "stopped" if error is None else "failed"
+        phases = [replace(p, status=status) if p.status == "running" else p for p in self.result.phases]
+        self.write(status=status, phases=phases, error=error, seconds=round(seconds, 3))
+
+    def write(self, **changes) -> None:
+        """Writes result.json with some of its fields changed."""
+        self.result = replace(self.result, **changes)
+        if self.is_writer:
+            write_result(self.path, self.result)
+
+    def _state_path(self, stage: str) -> Path:
+        return self.path / f"state-{stage}.pt"
+
+    def _with_checkpoint(self, score: dict | None, stage: str, which: str) -> dict | None:
+        if score is None:
+            return None
+        return {**_figures(score), "step": score["step"], "checkpoint": f"{stage}-{which}.safetensors"}
+
+    def _cut_log(self, stage: str, step: int) -> None:
+        path = self.path / "metrics.jsonl"
+        if not path.is_file() or not self.is_writer:
+            return
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        with atomic_write(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes a value as indented JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _figures(score: dict | None) -> dict | None:
+    return None if score is None else {"loss": score["loss"], "top10": score["top10"]}

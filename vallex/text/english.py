@@ -136,8 +136,11 @@ def _inflected(number: str, andword: str = "and", zero: str = "zero", group: int
 
 @functools.cache
 def _inflect_engine():
-    # slow to import, and a text without numbers does not need it
-    return import_quietly("inflect").engine()
+    """inflect without the type checks of its functions: to add them takes a second and a half."""
+    from unittest import mock  # as slow as typeguard, which imports it anyway
+
+    with mock.patch.object(import_quietly("typeguard"), "typechecked", lambda function: function):
+        return import_quietly("inflect").engine()
 
 
 @functools.lru_cache(maxsize=65536)

@@ -5,6 +5,7 @@ ones and signs without a rule stay as they are and become [UNK], and a word's sp
 """
 
 import functools
+import itertools
 import re
 import threading
 import unicodedata
@@ -16,6 +17,10 @@ _NUMBER = re.compile(r"(\d+)(?:\.(\d+))?")
 _MAX_WHOLE_DIGITS = 16  # what cn2an has units for; longer numbers are read digit by digit
 _MAX_DECIMALS = 16  # what cn2an reads of them
 _DIGIT_NAMES = str.maketrans("0123456789", "零一二三四五六七八九")
+
+# jieba cuts each of these by itself; its time grows with the square of a block's length
+_BLOCK_CHARS = "\u4e00-\u9fd5a-zA-Z0-9+#&._%-"
+_BLOCK = re.compile(f"[{_BLOCK_CHARS}]{{1,1000}}|[^{_BLOCK_CHARS}]+")
 
 _COMMAS = str.maketrans("、；：", "，，，")
 _HAN = re.compile("[\u4e00-\u9fff]")
@@ -157,7 +162,8 @@ def _number_in_characters(match: re.Match) -> str:
 def _to_bopomofo(text: str) -> str:
     """Words with Han characters in bopomofo, each after a space; all else as it stands."""
     written = ""
-    for word in _segmenter().lcut(text):
+    segmenter = _segmenter()
+    for word in itertools.chain.from_iterable(map(segmenter.lcut, _BLOCK.findall(text))):
         if not _HAN.search(word):
             written += word
         else:

@@ -28,6 +28,7 @@ from vallex.text.tags import Segment, split_tags
 PHONEMIZERS = {
     Language.EN: ("vallex.text.english", "english_to_phonemes"),
     Language.ZH: ("vallex.text.mandarin", "mandarin_to_phonemes"),
+    Language.JA: ("vallex.text.japanese", "japanese_to_phonemes"),
 }
 
 _SENTENCE_FINAL = ".,!?-…~"

@@ -7,6 +7,9 @@ eleven runs of noise.
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +26,13 @@ from vallex.model.unpickle import Inert, read_torch_file
 
 FORMATS = ("safetensors", "released")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-RELEASED_SIZES = {"d_model": 1024, "num_heads": 16, "num_layers": 12, "num_quantizers": 8}
+RELEASED_SIZES = {
+    "d_model": 1024,
+    "num_heads": 16,
+    "num_layers": 12,
+    "num_quantizers": 8,
+    "num_text_tokens": 2048,
+}
 
 _EMBEDDINGS = r"(text_embedding|language_embedding|audio_embedding|(?:audio|stage)_embeddings\.\d+)"
 _TO_RELEASED = [
@@ -65,14 +74,18 @@ def load_model(
 
     path: a released `.pt` (also with trainer objects beside the model, or `module.` before each key), a
         `.safetensors` of vallex, or a run folder (its chosen or best checkpoint)
-    num_heads: for a file that does not record it and is not 1024 wide
+    num_heads: wins over what the file records; needed where it records none and is not 1024 wide
     errors: CheckpointError, with every missing, unexpected and misshapen key
     """
     path = Path(path)
     if path.is_dir():
         path = _in_run_folder(path)
     state, recorded, provenance = read_checkpoint(path)
-    config = recorded or config_from_state(path, state["tensors"], state["extras"], num_heads)
+    if recorded is None:
+        config = config_from_state(path, state["tensors"], state["extras"], num_heads)
+    else:
+        with _naming(path):
+            config = recorded if num_heads is None else replace(recorded, num_heads=num_heads)
     model = _build(path, config, state["tensors"])
     model.provenance = provenance
     return model.to(device).eval()
@@ -88,8 +101,11 @@ def read_checkpoint(path: Path) -> tuple[dict, ModelConfig | None, dict]:
             f"{path}: no such checkpoint. Name a .pt or .safetensors file or a run folder, or fetch the "
             "released one: vallex download --only checkpoint"
         )
-    with path.open("rb") as file:
-        head = file.read(4)
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if head == b"PK\x03\x04":
         return _read_released(path)
     if path.suffix == ".safetensors":
@@ -129,22 +145,24 @@ def config_from_state(
         raise CheckpointError(
             f"{path}: the AR audio embedding has {audio.shape[0]} rows; 1026 (with BOS) or 1025 are known"
         )
-    num_heads = num_heads or _recorded_heads(extras) or (16 if width == 1024 else None)
+    if num_heads is None:
+        num_heads = _recorded_heads(extras) or (16 if width == 1024 else None)
     if num_heads is None:
         raise CheckpointError(
-            f"{path}: the number of attention heads is not recorded and the width is {width}, not the released "
-            "1024: name it (num_heads=, --heads)"
+            f"{path}: the number of attention heads is not recorded and the width is {width}, not the "
+            "released 1024: name it (num_heads=, --heads)"
         )
-    return ModelConfig(
-        d_model=width,
-        num_heads=num_heads,
-        num_layers=_count(tensors, r"ar_decoder\.layers\.(\d+)\."),
-        num_quantizers=max(1, _count(tensors, r"nar_audio_embeddings\.(\d+)\.")),
-        num_text_tokens=text.shape[0],
-        add_prenet=any(re.match(r"n?ar_(text|audio)_prenet\.", name) for name in tensors),
-        share_embedding=_heads_are_tied(tensors),
-        prepend_bos=audio.shape[0] == 1026,
-    )
+    with _naming(path):
+        return ModelConfig(
+            d_model=width,
+            num_heads=num_heads,
+            num_layers=_count(tensors, r"ar_decoder\.layers\.(\d{1,9})\."),
+            num_quantizers=max(1, _count(tensors, r"nar_audio_embeddings\.(\d{1,9})\.")),
+            num_text_tokens=text.shape[0],
+            add_prenet=any(re.match(r"n?ar_(text|audio)_prenet\.", name) for name in tensors),
+            share_embedding=_heads_are_tied(tensors),
+            prepend_bos=audio.shape[0] == 1026,
+        )
 
 
 def save_model(
@@ -161,7 +179,8 @@ def save_model(
     dtype: "float32", "float16" or "bfloat16"
     force: write the released format although the original code would load it wrongly
     returns: what the original code would load wrongly, where `force` overrode it
-    errors: CheckpointError for an unknown format or dtype, and for a model the released format cannot hold
+    errors: CheckpointError for an unknown format or dtype, for a model the released format cannot hold, and
+        where the file cannot be written
     """
     if format not in FORMATS or dtype not in DTYPES:
         wrong, known = (format, FORMATS) if format not in FORMATS else (dtype, tuple(DTYPES))
@@ -178,18 +197,28 @@ def save_model(
         )
         for name, tensor in model.state_dict().items()
     }
-    with atomic_write(path) as temporary:
-        if format == "released":
-            torch.save({"model": tensors, "nhead": model.config.num_heads}, temporary)
-        else:
-            contiguous = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-            metadata = {
-                "format": "vallex",
-                "config": model.config.to_json(),
-                "provenance": json.dumps(model.provenance),
-            }
-            save_file(contiguous, temporary, metadata=metadata)
+    try:
+        with atomic_write(path) as temporary:
+            _write(temporary, tensors, model, format)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # a full disk is a RuntimeError in torch.save
+        raise CheckpointError(f"{path}: cannot be written: {error}. Nothing was left half written") from error
     return obstacles
+
+
+def _write(path: Path, tensors: dict[str, Tensor], model: VALLE, format: str) -> None:
+    if format == "released":
+        torch.save({"model": tensors, "nhead": model.config.num_heads}, path)
+        return
+    metadata = {
+        "format": "vallex",
+        "config": model.config.to_json(),
+        "provenance": json.dumps(model.provenance),
+    }
+    # safetensors refuses tensors that share memory, as tied heads do
+    save_file(
+        {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, path, metadata=metadata
+    )
 
 
 def released_obstacles(model: VALLE) -> list[str]:
@@ -234,7 +263,7 @@ def _read_released(path: Path) -> tuple[dict, None, dict]:
         if isinstance(value, Tensor) and isinstance(name, str):
             tensors[name.removeprefix("module.")] = value
         else:
-            bad.append(f"{name} is a {getattr(type(value), 'origin', type(value).__name__)}")
+            bad.append(f"{name} is a {getattr(value, 'origin', type(value).__name__)}")
     if bad or isinstance(content["model"], Inert):
         raise CheckpointError(
             f"{path}: the model holds what is not a tensor: {'; '.join(bad) or 'all of it'}"
@@ -256,7 +285,18 @@ def _read_safetensors(path: Path) -> tuple[dict, ModelConfig, dict]:
         provenance = json.loads(metadata.get("provenance", "{}"))
     except ValueError as error:
         raise CheckpointError(f"{path}: its provenance cannot be read: {error}") from error
-    return {"tensors": tensors, "extras": {}}, ModelConfig.from_json(metadata["config"]), provenance
+    with _naming(path):
+        config = ModelConfig.from_json(metadata["config"])
+    return {"tensors": tensors, "extras": {}}, config, provenance
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before what ModelConfig, which does not know it, has to say."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> VALLE:
@@ -266,6 +306,10 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> VALLE
     explained = explain_difference(expected, tensors)
     if explained:
         raise CheckpointError(f"{path}: does not fit its own sizes: {explained}")
+    if config.share_embedding and not _heads_are_tied(tensors):
+        raise CheckpointError(
+            f"{path}: it is recorded as having tied heads, but they differ from the embeddings"
+        )
     state = {
         from_released_name(name): value.to(expected[name].dtype).contiguous()
         for name, value in tensors.items()
@@ -312,15 +356,15 @@ def _recorded_heads(extras: dict) -> int | None:
 
 
 def _count(tensors: dict[str, Tensor], pattern: str) -> int:
+    """How many there are of a numbered module, by the highest number."""
     return 1 + max((int(m[1]) for name in tensors if (m := re.match(pattern, name))), default=-1)
 
 
 def _heads_are_tied(tensors: dict[str, Tensor]) -> bool:
     """Whether every head that can share a codebook's embedding equals it."""
     pairs = [
-        (head, embedding)
-        for j in range(_count(tensors, r"nar_predict_layers\.(\d+)\."))
-        if (head := tensors.get(f"nar_predict_layers.{j}.weight")) is not None
-        and (embedding := tensors.get(f"nar_audio_embeddings.{j + 2}.word_embeddings.weight")) is not None
+        (tensors[name], tensors.get(f"nar_audio_embeddings.{int(m[1]) + 2}.word_embeddings.weight"))
+        for name in tensors
+        if (m := re.fullmatch(r"nar_predict_layers\.(\d{1,9})\.weight", name))
     ]
-    return all(torch.equal(head, embedding) for head, embedding in pairs)
+    return all(torch.equal(head, embedding) for head, embedding in pairs if embedding is not None)

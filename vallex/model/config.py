@@ -9,6 +9,15 @@ NUM_AUDIO_CODES = 1024
 EOS_ID = NUM_AUDIO_CODES
 BOS_ID = NUM_AUDIO_CODES + 1
 PREFIX_MODES = (0, 1, 2, 4)
+LARGEST_SIZES = {
+    "d_model": 16384,
+    "num_heads": 1024,
+    "num_layers": 256,
+    "num_quantizers": 64,
+    "num_text_tokens": 2**20,
+}
+"""Far above any model there is: a damaged file must not make us build a billion layers."""
+
 MAX_PROMPT_FRAMES = 225
 """Three seconds at 75 frames a second: the longest acoustic prompt of the NAR in training."""
 
@@ -39,9 +48,9 @@ class ModelConfig:
 
     def __post_init__(self):
         faults = [
-            f"{name} is {getattr(self, name)!r}, it must be a whole number of at least 1"
-            for name in ("d_model", "num_heads", "num_layers", "num_quantizers", "num_text_tokens")
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1
+            f"{name} is {getattr(self, name)!r}, it must be a whole number in 1..{largest}"
+            for name, largest in LARGEST_SIZES.items()
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= largest
         ]
         if not faults and self.d_model % (2 * self.num_heads):
             faults.append(
@@ -74,5 +83,5 @@ class ModelConfig:
                     "it was written by a newer vallex; update this one"
                 )
             return cls(**(values | {"languages": tuple(values["languages"])}))
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise CheckpointError(f"the recorded model configuration cannot be read: {error}") from error

@@ -59,19 +59,21 @@ class GenerateResult:
 def generate(model: VALLE, request: GenerateRequest) -> GenerateResult:
     """Speaks a request. Errors: TextError, PromptError or ConfigError where it does not fit the model."""
     device = next(model.parameters()).device
-    language = language_ids(model.config, request).to(device)
     check_request(model.config, request)
+    language = language_ids(model.config, request).to(device)
     text = request.text.to(device).long().unsqueeze(0)
     prompt = request.prompt_codes.to(device).long().unsqueeze(0)
     generator = torch.Generator(device).manual_seed(request.seed)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.inference_mode():
             frames, ended = _decode_ar(model, request, text, language, prompt, generator)
             codes = _decode_nar(model, request, text, language, prompt, frames, generator)
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            # one by one: a frozen half may be in evaluation mode while the rest trains
+            module.training = training
     return GenerateResult(codes=codes.clone(), ended=ended)
 
 
@@ -105,20 +107,28 @@ def check_request(config: ModelConfig, request: GenerateRequest) -> None:
         )
     if int(text.min()) < 0 or int(text.max()) >= config.num_text_tokens:
         raise TextError(
-            f"phoneme ids reach {int(text.max())}; this model knows 0..{config.num_text_tokens - 1}"
+            f"phoneme ids lie in {int(text.min())}..{int(text.max())}; this model knows "
+            f"0..{config.num_text_tokens - 1}"
         )
     if prompt.ndim != 2 or prompt.shape[1] != config.num_quantizers:
         raise PromptError(
             f"prompt codes are {list(prompt.shape)}; this model needs [P, {config.num_quantizers}]"
         )
     if prompt.numel() and not 0 <= int(prompt.min()) <= int(prompt.max()) < NUM_AUDIO_CODES:
-        raise PromptError(f"prompt codes reach {int(prompt.max())}; codes are 0..{NUM_AUDIO_CODES - 1}")
+        raise PromptError(
+            f"prompt codes lie in {int(prompt.min())}..{int(prompt.max())}; "
+            f"codes are 0..{NUM_AUDIO_CODES - 1}"
+        )
     if not prompt.shape[0] and not config.prepend_bos:
         raise PromptError("this model has no BOS and cannot begin without a prompt: give one")
     if request.prefix_mode is not None and request.prefix_mode not in PREFIX_MODES:
         raise ConfigError(f"prefix_mode is {request.prefix_mode!r}; it must be one of 0, 1, 2, 4")
     if request.max_frames is not None and request.max_frames < 1:
         raise ConfigError(f"max_frames is {request.max_frames}; it must be at least 1")
+    if request.top_k is not None and request.top_k < 1:
+        raise ConfigError(f"top_k is {request.top_k}; it must be at least 1, or None for all codes")
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        raise ConfigError(f"top_p is {request.top_p}; it must be above 0 and at most 1")
     if request.temperature < 0 or request.nar_temperature < 0:
         raise ConfigError(
             f"temperatures are {request.temperature} and {request.nar_temperature}; they must be at least 0"

@@ -227,6 +227,7 @@ class VALLE(nn.Module):
         returns: LossOutput, logits [B, T - prefix_len, 1024] in mode 1 (the shortest prefix, if they
             differ), else [B, T, 1024]
         """
+        self._check_nar_stage(stage)
         batch = _batch(text, text_lens, codes, code_lens, language, prompt_codes)
         prefix = NarPrefix(mode=prefix_mode, length=prefix_len, segment_start=segment_start)
         return self(batch, stage, prefix=prefix, generator=generator)
@@ -287,18 +288,21 @@ class VALLE(nn.Module):
     def _nar_pass(
         self, batch: Batch, stage: int | None, prefix: NarPrefix, generator: torch.Generator | None
     ) -> LossOutput:
-        if self.nar is None:
-            raise ConfigError("this model has one quantizer and no NAR half: train its AR half only")
+        self._check_nar_stage(stage)
         if stage is None:
             stage = int(torch.randint(1, self.config.num_quantizers, (), generator=generator))
-        if not 1 <= stage < self.config.num_quantizers:
-            raise ConfigError(
-                f"stage is {stage}; a NAR stage of this model is 1..{self.config.num_quantizers - 1}"
-            )
         audio, targets, first_wanted = nar_input(self.config, batch, stage, prefix, generator)
         text_mask = length_mask(batch.text_lens, batch.text.shape[1])
         logits = self.nar(batch.text, batch.language, text_mask, audio, stage, first_wanted)
         return _score(logits, targets, batch.code_lens)
+
+    def _check_nar_stage(self, stage: int | None) -> None:
+        if self.nar is None:
+            raise ConfigError("this model has one quantizer and no NAR half: train its AR half only")
+        if stage is not None and not 1 <= stage < self.config.num_quantizers:
+            raise ConfigError(
+                f"stage is {stage}; a NAR stage of this model is 1..{self.config.num_quantizers - 1}"
+            )
 
 
 def _batch(text, text_lens, codes, code_lens, language, prompt_codes=None) -> Batch:

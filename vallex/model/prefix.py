@@ -89,12 +89,7 @@ def _with_prefix(config, batch, valid, targets, prefix, generator) -> tuple[NarI
     length = prefix.length
     if length is None:
         length = draw_prefix_len(config, int(batch.code_lens.min()), generator)
-    lens = torch.as_tensor(length, device=batch.codes.device).expand(batch.codes.shape[0])
-    shortest, longest = (length, length) if isinstance(length, int) else (int(lens.min()), int(lens.max()))
-    if not 0 <= shortest <= longest <= num_frames:
-        raise ConfigError(
-            f"prefix_len is {shortest}..{longest}; it must lie in 0..{num_frames}, the frames of the batch"
-        )
+    lens, shortest, longest = _prefix_lens(length, batch.codes)
     in_prefix = length_mask(lens, num_frames)
     audio = NarInput(codes=batch.codes, valid=valid, prompt=in_prefix, prompt_span=longest)
     return audio, targets.masked_fill(in_prefix, IGNORE)[:, shortest:], shortest
@@ -106,8 +101,7 @@ def _with_segment(batch, valid, targets, prefix, generator) -> tuple[NarInput, T
     length = prefix.length
     if length is None:
         length = min(MAX_PROMPT_FRAMES, int(batch.code_lens.min()) // 4)
-    lens = torch.as_tensor(length, device=batch.codes.device).expand(batch_size)
-    span = length if isinstance(length, int) else int(lens.max())
+    lens, _, span = _prefix_lens(length, batch.codes)
     lens = lens.minimum(batch.code_lens)
     room = batch.code_lens - lens
     start = prefix.segment_start
@@ -120,6 +114,17 @@ def _with_segment(batch, valid, targets, prefix, generator) -> tuple[NarInput, T
     frame = torch.arange(num_frames, device=room.device)
     inside = (frame >= start[:, None]) & (frame < (start + lens)[:, None])
     return _joined(batch, valid, segment, lens), targets.masked_fill(inside, IGNORE), span
+
+
+def _prefix_lens(length: int | Tensor, codes: Tensor) -> tuple[Tensor, int, int]:
+    """The length for each utterance, [B] int64, with the shortest and the longest."""
+    lens = torch.as_tensor(length, device=codes.device).expand(codes.shape[0])
+    shortest, longest = (length, length) if isinstance(length, int) else (int(lens.min()), int(lens.max()))
+    if not 0 <= shortest <= longest <= codes.shape[1]:
+        raise ConfigError(
+            f"prefix_len is {shortest}..{longest}; it must lie in 0..{codes.shape[1]}, the batch's frames"
+        )
+    return lens, shortest, longest
 
 
 def _joined(batch: Batch, valid: Tensor, prompt: Tensor | None, prompt_lens: Tensor | None) -> NarInput:

@@ -1,0 +1,115 @@
+"""Recordings in and out, by soundfile: any rate and channels to 24 kHz mono, and back to 16-bit wav.
+
+libsndfile reads what is there of a truncated file and says nothing. Half a sentence beside its whole
+transcript is poison for training, so it is an error here.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+from torch import Tensor
+
+from vallex.errors import AudioError
+from vallex.files import atomic_write
+
+SAMPLE_RATE_HZ = 24000
+KNOWN_FORMATS = "wav, flac, ogg, mp3 or aiff"
+# what a recorder writes into the header when it does not know the length yet
+UNKNOWN_LENGTH_BYTES = 0x7FFFF000
+# the windowed sinc of torchaudio's documentation that matches "kaiser_best": nothing audible is lost
+RESAMPLING = {
+    "lowpass_filter_width": 64,
+    "rolloff": 0.9475937167399596,
+    "resampling_method": "sinc_interp_kaiser",
+    "beta": 14.769656459379492,
+}
+
+
+def load_audio(path: Path | str, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Tensor:
+    """A recording as one channel, the average of all of its channels, at the rate asked for.
+
+    Returns [N] float32 in [-1, 1], N > 0.
+    Raises AudioError: not there, a folder, empty, truncated, not audio, not finite.
+    """
+    path = Path(path)
+    samples, file_rate_hz = _read(path)
+    wav = torch.from_numpy(samples).mean(dim=1)  # [N, channels] -> [N]
+    if not torch.isfinite(wav).all():
+        raise AudioError(f"{path}: holds samples that are not finite numbers. Export it again as 16-bit wav")
+    if file_rate_hz != sample_rate_hz:
+        wav = torchaudio.functional.resample(wav, file_rate_hz, sample_rate_hz, **RESAMPLING)
+    return wav.clamp(-1, 1)
+
+
+def save_audio(
+    path: Path | str,
+    wav: Tensor,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    software: str | None = None,
+    comment: str | None = None,
+) -> None:
+    """Writes a 16-bit PCM wav, all of it or nothing; `software` and `comment` go into its metadata.
+
+    wav: [N] float32; what is beyond [-1, 1] is clipped.
+    Raises AudioError where samples are not finite, or the file cannot be written.
+    """
+    if wav.ndim != 1:
+        raise ValueError(f"wav is {list(wav.shape)}; it must be [N]")
+    if not torch.isfinite(wav).all():
+        raise AudioError(f"{path}: not written, because the sound holds samples that are not finite numbers")
+    samples = (wav.detach().cpu().float().clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+    try:
+        with (
+            atomic_write(path) as temporary,
+            soundfile.SoundFile(temporary, "w", sample_rate_hz, 1, "PCM_16", format="WAV") as file,
+        ):
+            if software:
+                file.software = software
+            if comment:
+                file.comment = comment
+            file.write(samples)
+    except (OSError, soundfile.SoundFileError) as error:
+        raise AudioError(f"{path}: cannot be written ({error}). Choose another place") from error
+
+
+def _read(path: Path) -> tuple[np.ndarray, int]:
+    """The samples [N, channels] float32 of a file, and its rate in Hz."""
+    if path.is_dir():
+        raise AudioError(f"{path}: is a folder, not a recording. Give the path of one {KNOWN_FORMATS} file")
+    if not path.exists():
+        raise AudioError(f"{path}: there is no such file. Give the path of a recording ({KNOWN_FORMATS})")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes). Copy or record it again")
+    try:
+        with soundfile.SoundFile(path) as file:
+            _refuse_truncated(path, file)
+            samples = file.read(dtype="float32", always_2d=True)
+            num_promised, rate_hz = file.frames, file.samplerate
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
+        reason = str(getattr(error, "error_string", error)).strip() or "it ends early or is damaged"
+        raise AudioError(
+            f"{path}: cannot be read as audio ({reason}). Allowed is a whole {KNOWN_FORMATS} file"
+        ) from error
+    if len(samples) == 0:
+        raise AudioError(f"{path}: holds no sound (0 samples). Copy or record it again")
+    if len(samples) < num_promised:
+        raise _truncated(path, f"{num_promised} samples", f"{len(samples)}")
+    return samples, rate_hz
+
+
+def _refuse_truncated(path: Path, file: soundfile.SoundFile) -> None:
+    # libsndfile notes in its log what a header says and what it "should be"
+    log = file.extra_info
+    size = re.search(r"^\s*(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", log, re.MULTILINE)
+    if size and int(size[2]) < int(size[1]) < UNKNOWN_LENGTH_BYTES:
+        raise _truncated(path, f"{size[1]} bytes of sound", size[2])
+    if "lacks an end-of-stream bit" in log:
+        raise _truncated(path, "an end-of-stream mark", "none")
+
+
+def _truncated(path: Path, promised: str, found: str) -> AudioError:
+    return AudioError(f"{path}: is truncated: it promises {promised} but holds {found}. Copy it again")

@@ -83,7 +83,7 @@ def load_prepared(path: Path | str, *, tokenizer_fingerprint: str | None = None)
     the folder is missing, unfinished, changed, of another format, without codes, or of another tokenizer.
     """
     path = Path(path)
-    info = _read_info(path)
+    info = read_info(path)
     if tokenizer_fingerprint is not None and info.tokenizer_fingerprint != tokenizer_fingerprint:
         raise DataError(
             f"{path}: its phonemes are of tokenizer {info.tokenizer_fingerprint[:12]}, this is tokenizer "
@@ -94,7 +94,8 @@ def load_prepared(path: Path | str, *, tokenizer_fingerprint: str | None = None)
     return PreparedSet(path=path, train=train, valid=valid, info=info)
 
 
-def _read_info(path: Path) -> PreparedInfo:
+def read_info(path: Path) -> PreparedInfo:
+    """What a prepared folder says of itself; DataError where it is none, unfinished or of another format."""
     again = f"make it again: vallex prepare DATA {path}"
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; give a prepared set, made by: vallex prepare DATA {path}")

@@ -1,10 +1,13 @@
-"""What `prepare` did, in numbers, and as a table for people."""
+"""What `prepare` did, in numbers, and as people are shown it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Group
 from rich.table import Table
+
+from vallex.codec import TOY_NOTICE
 
 PERCENTILES = (25, 50, 75, 99, 99.5, 99.9)
 
@@ -52,10 +55,10 @@ def summarize_split(durations_sec: Sequence[float], speakers: Sequence[str]) -> 
     )
 
 
-def summary_table(summary: PrepareSummary) -> Table:
-    """The summary as a table, one column a split, with what was skipped and a toy warning below it."""
+def summary_view(summary: PrepareSummary) -> Group:
+    """The summary for a rich console: a table, one column a split, and what else there is to say below it."""
     splits = (summary.train, summary.valid)
-    table = Table(title="Prepared set", caption=_caption(summary), caption_justify="left")
+    table = Table(title="Prepared set")
     table.add_column("")
     for name in ("train", "valid"):
         table.add_column(name, justify="right")
@@ -67,10 +70,10 @@ def summary_table(summary: PrepareSummary) -> Table:
     for position, percentile in enumerate(PERCENTILES):
         table.add_row(f"{percentile} % (s)", *(f"{split.percentiles_sec[position]:.2f}" for split in splits))
     table.add_row("max (s)", *(f"{split.max_sec:.2f}" for split in splits))
-    return table
+    return Group(table, *_remarks(summary))
 
 
-def _caption(summary: PrepareSummary) -> str:
+def _remarks(summary: PrepareSummary) -> list[str]:
     lines = [
         f"validation: {summary.split}",
         f"encoded {summary.num_encoded}, codes there already {summary.num_reused}",
@@ -79,5 +82,5 @@ def _caption(summary: PrepareSummary) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
         lines.append(f"skipped {sum(summary.skipped.values())}: {reasons} (listed in skipped.csv)")
     if summary.is_toy:
-        lines.append("toy codec: these codes mean nothing to the real model")
-    return "\n".join(lines)
+        lines.append(f"{TOY_NOTICE}; these codes are for toy runs only")
+    return lines

@@ -13,7 +13,7 @@ import vallex
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
-from finetune.results import RunResult, read_config, read_result, this_process
+from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import RunFolder
 from finetune.train import StopRequest, TrainState, train_stage
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, VallexError
@@ -73,10 +73,11 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
         with StopRequest().listening() as stop:
             status = _train_stages(spec, model, data, folder, display, stop)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        folder.fail(None if interrupted else _one_line(error), before + time.monotonic() - began)
+        folder.end_early(None if isinstance(error, KeyboardInterrupt) else _one_line(error))
         raise
-    folder.write(status=status, seconds=round(before + time.monotonic() - began, 3), error=None)
+    finally:
+        folder.write(seconds=round(before + time.monotonic() - began, 3))
+    folder.write(status=status)
     return folder.result
 
 
@@ -217,7 +218,7 @@ def _new_result(spec: RunSpec, model: VALLE, data: PreparedSet) -> RunResult:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         },
         toy=toy,
-        phases=[],
+        phases=[PhaseResult(phase=stage, status="running", steps=0) for stage in spec.stages],
     )
 
 
@@ -239,6 +240,7 @@ def _train_stages(
             display.stage_ended()
         folder.close_stage(state, "stopped" if stop.is_set else "done")
         if stop.is_set:
+            folder.end_early(None)
             return "stopped"
     return "done"
 

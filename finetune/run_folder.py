@@ -97,8 +97,7 @@ class RunFolder:
             last=self._with_checkpoint(state.last, state.stage, "last"),
             seconds=round(state.seconds, 3),
         )
-        others = [p for p in self.result.phases if p.phase != state.stage]
-        self.write(phases=[*others, phase])
+        self.write(phases=[phase if p.phase == state.stage else p for p in self.result.phases])
 
     def close_stage(self, state: "TrainState", status: str) -> None:
         """Marks a stage; what a finished one would go on from is removed."""
@@ -106,11 +105,11 @@ class RunFolder:
         if status == "done" and self.is_writer:
             self._state_path(state.stage).unlink(missing_ok=True)
 
-    def fail(self, error: str | None, seconds: float) -> None:
-        """Marks the run and its open stage as failed, or (no error) as stopped by its user."""
+    def end_early(self, error: str | None) -> None:
+        """Marks the run and its open stages as failed, or (no error) as stopped by its user."""
         status = "stopped" if error is None else "failed"
         phases = [replace(p, status=status) if p.status == "running" else p for p in self.result.phases]
-        self.write(status=status, phases=phases, error=error, seconds=round(seconds, 3))
+        self.write(status=status, phases=phases, error=error)
 
     def write(self, **changes) -> None:
         """Writes result.json with some of its fields changed."""

@@ -9,7 +9,7 @@ TOY_CONFIG = ModelConfig(d_model=128, num_heads=4, num_layers=3)
 
 
 def toy_model(device: torch.device | str = "cpu", seed: int = 0) -> VALLE:
-    """An untrained network of the true architecture, 128 wide, marked as a toy; leaves the global RNG alone."""
+    """An untrained network of the true architecture, 128 wide, marked as a toy; draws from no global RNG."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VALLE(TOY_CONFIG)

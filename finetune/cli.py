@@ -1,0 +1,344 @@
+"""The one console command, `vallex`, with all verbs. Each imports what it needs when it runs.
+
+Every failure that a user can cause is one line on stderr: exit code 2 for bad input, 1 for a failed run,
+130 for an interrupted one.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import vallex
+from vallex.cli import TOY_NOTICE, OfflineToy, add_verbs, released_checkpoint
+from vallex.errors import VallexError
+
+app = typer.Typer(
+    name="vallex",
+    help="Fine-tune the released multilingual VALL-E X voice model, and see whether it got better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+# typer carries a click of its own and does not name this class
+UsageError = typer.BadParameter.__base__
+RunsDir = Annotated[Path, typer.Option("--runs", help="The folder of run folders.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def main() -> None:
+    """The entry point of `vallex`."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except UsageError as error:
+        # without arguments typer has printed the help already, and has no message
+        if message := " ".join(error.format_message().split()):
+            command = error.ctx.command_path if error.ctx else "vallex"
+            typer.echo(f"vallex: {message.rstrip('.')}. See {command} --help", err=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    except VallexError as error:
+        typer.echo(f"vallex: {' '.join(str(error).split())}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("vallex: interrupted", err=True)
+        sys.exit(130)
+    except OSError as error:
+        # a full disk, a folder that may not be written to: the user's to mend, and no defect of ours
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"vallex: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    """Fine-tune the released multilingual VALL-E X voice model, and see whether it got better."""
+    if version:
+        typer.echo(f"vallex {vallex.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder in LibriTTS layout, or one part.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the prepared set goes.")],
+    language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
+    min_clip_sec: Annotated[float, typer.Option(help="Shorter clips are left out (seconds).")] = 0.5,
+    max_clip_sec: Annotated[float, typer.Option(help="Longer clips are left out (seconds).")] = 14.0,
+    valid_share: Annotated[
+        float, typer.Option(help="Share for validation, where no part is named dev, valid or test.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the choice of that share.")] = 0,
+    offline_toy: OfflineToy = False,
+) -> None:
+    """Turn recordings and their texts into codes and phonemes. Again: only what is missing.
+
+    Example: vallex prepare recordings/ prepared/
+    """
+    from rich.console import Console
+
+    from finetune.data.prepare import PrepareSettings
+
+    settings = PrepareSettings(
+        language=language,
+        min_clip_sec=min_clip_sec,
+        max_clip_sec=max_clip_sec,
+        valid_share=valid_share,
+        seed=seed,
+    )
+    prepare_with_progress(data, out, settings, offline_toy, Console())
+
+
+def prepare_with_progress(data: Path, out: Path, settings, offline_toy: bool, console) -> None:
+    """Prepares a set with a bar, and prints its summary."""
+    from rich.progress import Progress
+
+    from finetune.data.libritts import find_clips
+    from finetune.data.prepare import prepare as prepare_set
+    from finetune.data.summary import summary_view
+    from vallex.codec import load_codec
+    from vallex.text import PhonemeTokenizer
+
+    find_clips(data)  # a wrong folder is told before weights are asked for
+    codec = load_codec(toy=offline_toy)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("encoding", total=None)
+        summary = prepare_set(
+            data,
+            out,
+            settings,
+            codec,
+            PhonemeTokenizer(),
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    console.print(summary_view(summary))
+
+
+@app.command()
+def finetune(
+    prepared: Annotated[
+        Path | None, typer.Argument(metavar="PREPARED", help="A prepared set (not needed with --resume).")
+    ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Begin with this checkpoint: a file, or a run. Else the released model."),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="smoke, small, …: see vallex presets.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
+    ] = None,
+    stage: Annotated[str, typer.Option(help="ar, nar, or both.")] = "both",
+    name: Annotated[str | None, typer.Option(help="The run's name; preset and time if left out.")] = None,
+    runs: RunsDir = Path("runs"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the stopped run --name.")] = False,
+    offline_toy: OfflineToy = False,
+) -> None:
+    """Fine-tune AR, then NAR, on a prepared set. Ctrl-C saves; --resume goes on.
+
+    Example: vallex finetune prepared/ --preset small --name anna
+    """
+    from rich.console import Console
+
+    from finetune.display import RichDisplay
+    from finetune.run import finetune as run_finetune
+
+    console = Console()
+    spec = _run_spec(prepared, init, preset, overrides or [], stage, name, runs, resume, offline_toy)
+    if spec.offline_toy:
+        console.print(TOY_NOTICE, highlight=False)
+    result = run_finetune(spec, RichDisplay(console), resume=resume)
+    show_run(spec.runs_dir / spec.name, console)
+    if result.status == "stopped":
+        console.print(f"Stopped and saved. Go on: vallex finetune --resume --name {spec.name} --runs {runs}")
+        raise typer.Exit(130)
+
+
+def _run_spec(prepared, init, preset, overrides, stage, name, runs, resume, offline_toy):
+    """What the options ask for; with --resume, what the run folder says, where they do not speak."""
+    from dataclasses import replace
+    from datetime import datetime
+
+    from finetune.config import STAGES, resolve_config
+    from finetune.data.prepared import read_info
+    from finetune.results import resolve_checkpoint
+    from finetune.run import RunSpec, new_run_name, resumed_spec
+    from vallex.errors import ConfigError
+
+    if stage not in (*STAGES, "both"):
+        raise ConfigError(f"stage {stage!r} is not known; it is one of ar, nar, both")
+    stages = STAGES if stage == "both" else (stage,)
+    if resume:
+        if name is None:
+            raise ConfigError("--resume goes on with a run: name it with --name")
+        spec = resumed_spec(name, runs)
+        given = {
+            "prepared": prepared,
+            "init": None if init is None else resolve_checkpoint(init, runs),
+            "stages": None if stage == "both" else stages,
+            "preset": preset,
+            "config": resolve_config(preset or spec.preset, overrides) if overrides or preset else None,
+        }
+        return replace(spec, **{key: value for key, value in given.items() if value is not None})
+    if prepared is None or preset is None:
+        missing = "PREPARED, a prepared set" if prepared is None else "--preset, such as --preset small"
+        raise ConfigError(f"missing: {missing}. See vallex finetune --help")
+    config = resolve_config(preset, overrides)
+    read_info(prepared)  # a wrong folder is told before weights are asked for
+    if init is None and not offline_toy:
+        init = str(released_checkpoint())
+    return RunSpec(
+        name=name or new_run_name(preset, runs, datetime.now()),
+        runs_dir=runs,
+        prepared=prepared,
+        init=None if init is None else resolve_checkpoint(init, runs),
+        preset=preset,
+        config=config,
+        stages=stages,
+        offline_toy=offline_toy,
+    )
+
+
+@app.command()
+def presets() -> None:
+    """List the presets, when to take each, and what each changes.
+
+    Example: vallex presets
+    """
+    from finetune.config import preset_about, preset_names, read_preset
+
+    for name in preset_names():
+        typer.echo(f"{name}\n  " + preset_about(name).replace("\n", "\n  "))
+        typer.echo("  " + ", ".join(f"{key}={value}" for key, value in read_preset(name).items()) + "\n")
+
+
+runs_app = typer.Typer(help="The results log: list, show and compare runs.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("list")
+def runs_list(runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """List every run and stage with its base and best validation scores.
+
+    Losses in nats a real target, top-10 accuracies 0-1. Example: vallex runs list --json
+    """
+    from rich.console import Console
+
+    from finetune.results import list_runs, rows
+    from finetune.tables import runs_table
+
+    log = list_runs(runs)
+    if as_json:
+        _echo_json(rows(log.results))
+        for line in log.damaged:
+            typer.echo(f"vallex: passed over {line}", err=True)
+        return
+    Console().print(runs_table(log))
+
+
+@runs_app.command("show")
+def runs_show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
+    runs: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show one run: what was trained on what, and what came of it.
+
+    Example: vallex runs show anna
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from finetune.results import read_config, read_result, resolve_run
+
+    path = resolve_run(run, runs)
+    if as_json:
+        _echo_json({**asdict(read_result(path)), "config": read_config(path)})
+    else:
+        show_run(path, Console())
+
+
+@runs_app.command("compare")
+def runs_compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run's name or folder.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    runs: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show the settings in which two runs differ, and their scores side by side.
+
+    Example: vallex runs compare anna anna-2
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from finetune.results import compare, resolve_run
+    from finetune.tables import comparison_tables
+
+    comparison = compare(resolve_run(a, runs), resolve_run(b, runs))
+    if as_json:
+        _echo_json(asdict(comparison))
+    else:
+        Console().print(comparison_tables(comparison))
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run (RUN, RUN@best, RUN@last) or a file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
+    format: Annotated[str, typer.Option(help="safetensors, or released: for the original inference code.")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write what the original would load wrongly.")
+    ] = False,
+    runs: RunsDir = Path("runs"),
+) -> None:
+    """Write a run's model as one file, without what only training needs.
+
+    Example: vallex export anna anna.pt --format released
+    """
+    from finetune.results import resolve_checkpoint
+    from vallex.errors import CheckpointError
+    from vallex.model.checkpoint import load_model, save_model
+
+    if file.is_dir():
+        raise CheckpointError(f"{file}: a folder; give the name of a file to write")
+    model = load_model(resolve_checkpoint(run, runs))
+    overridden = save_model(model, file, format=format, dtype=dtype, force=force)
+    for reason in overridden:
+        typer.echo(f"vallex: warning: the original code will load it wrongly: {reason}", err=True)
+    typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {format}, {dtype}")
+    if model.provenance.get("toy"):
+        typer.echo(f"Made with {TOY_NOTICE}.")
+
+
+def show_run(path: Path, console) -> None:
+    """Prints one run's tables."""
+    from finetune.results import read_result
+    from finetune.tables import run_tables
+
+    console.print(run_tables(read_result(path)))
+
+
+def _echo_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _resolve(ref: str, runs: Path) -> Path:
+    from finetune.results import resolve_checkpoint
+
+    return resolve_checkpoint(ref, runs)
+
+
+add_verbs(app, _resolve)
+
+
+if __name__ == "__main__":
+    main()

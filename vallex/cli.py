@@ -1,0 +1,206 @@
+"""The library's verbs: voices and speaking. `finetune.cli` takes them in and adds its own.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once. How a checkpoint's name is
+resolved is handed in, because run names belong to the fine-tuning kit.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vallex.errors import CheckpointError, VallexError, WeightsError
+
+TOY_NOTICE = "toy weights: what you hear is noise"
+RELEASED_CHECKPOINT = Path("checkpoints/vallex-checkpoint.pt")
+
+OfflineToy = Annotated[
+    bool,
+    typer.Option(
+        "--offline-toy", help="Use seeded toy weights instead of real ones: everything runs, all is noise."
+    ),
+]
+Transcript = Annotated[
+    str | None, typer.Option("--text", help="What is said in the recording (else a .txt file beside it).")
+]
+
+
+def add_verbs(app: typer.Typer, resolve_checkpoint: Callable[[str, Path], Path]) -> None:
+    """Adds the library's verbs to an app.
+
+    resolve_checkpoint: from what a user wrote and the folder of runs to a checkpoint file
+    """
+    app.command()(say_verb(resolve_checkpoint))
+    voice = typer.Typer(help="Saved voices: make one from a recording, list them.", no_args_is_help=True)
+    voice.command("make")(voice_make)
+    voice.command("list")(voice_list)
+    app.add_typer(voice, name="voice")
+
+
+def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
+    """`vallex say`, with run names resolved by `resolve_checkpoint`."""
+
+    def say(
+        text: Annotated[str, typer.Argument(help="What to say; [EN]…[EN] tags where languages mix.")],
+        out: Annotated[Path, typer.Option("-o", "--out", help="The wav to write (24 kHz, 16 bit).")],
+        voice: Annotated[
+            str | None,
+            typer.Option(help="A saved voice's name, an .npz, or a recording of 0.5-15 s."),
+        ] = None,
+        transcript: Transcript = None,
+        checkpoint: Annotated[
+            str | None,
+            typer.Option(help="A run (RUN, RUN@best, RUN@last) or a file; the released model if left out."),
+        ] = None,
+        runs: Annotated[Path, typer.Option(help="Where runs lie.")] = Path("runs"),
+        vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
+        language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
+        temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws; 0 is greedy.")] = 1.0,
+        top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest codes.")] = None,
+        top_p: Annotated[
+            float | None,
+            typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that reach p together."),
+        ] = None,
+        seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same speech.")] = 0,
+        heads: Annotated[
+            int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
+        ] = None,
+        offline_toy: OfflineToy = False,
+    ) -> None:
+        """Speak a text in a voice.
+
+        Example: vallex say "Good morning." --voice anna --checkpoint my-run -o morning.wav
+        """
+        from vallex.codec import load_codec, load_vocoder
+        from vallex.codec.audio import save_audio
+        from vallex.inference.synthesizer import SpeakSettings, Synthesizer
+        from vallex.inference.voices import obtain_voice
+        from vallex.text import PhonemeTokenizer
+
+        check_writable(out)
+        path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
+        model = load_any_model(path, offline_toy, heads)
+        codec = load_codec(toy=offline_toy)
+        tokenizer = PhonemeTokenizer()
+        prompt = None if voice is None else obtain_voice(voice, transcript, codec, tokenizer)
+        settings = SpeakSettings(
+            language=language, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        synthesizer = Synthesizer(model, load_vocoder(vocoder, codec=codec, toy=offline_toy), tokenizer)
+        speech = synthesizer.speak(text, prompt, settings)
+        is_toy = offline_toy or bool(model.provenance.get("toy"))
+        name = "released model" if path is None else path.name
+        made_by = f"synthetic speech by vallex, {'toy model' if path is None and is_toy else name}"
+        save_audio(
+            out, speech.wav, software="vallex", comment=made_by + (f" ({TOY_NOTICE})" if is_toy else "")
+        )
+        report_speech(speech, out, is_toy)
+
+    return say
+
+
+def voice_make(
+    name: Annotated[str, typer.Argument(help="The voice's name; it is saved as prompts/NAME.npz.")],
+    recording: Annotated[
+        Path, typer.Argument(metavar="WAV", help="A recording of 0.5-15 s, best 3 s or more.")
+    ],
+    transcript: Transcript = None,
+    language: Annotated[str, typer.Option(help="Of the recording: auto, en, zh, ja.")] = "auto",
+    prompts: Annotated[Path, typer.Option(help="Where voices lie.")] = Path("prompts"),
+    force: Annotated[bool, typer.Option("--force", help="Replace a voice of this name.")] = False,
+    offline_toy: OfflineToy = False,
+) -> None:
+    """Save a voice from a recording and what is said in it.
+
+    Example: vallex voice make anna anna.wav --text "Good morning, how are you today?"
+    """
+    from vallex.codec import load_codec
+    from vallex.errors import PromptError
+    from vallex.inference.prompts import prompt_path, save_prompt
+    from vallex.inference.voices import find_transcript, voice_from_recording
+    from vallex.text import PhonemeTokenizer
+
+    path = prompt_path(name, prompts)
+    if path.exists() and not force:
+        raise PromptError(f"voice {name!r}: {path} is there already; take another name, or --force")
+    said = find_transcript(recording, transcript)
+    codec = load_codec(toy=offline_toy)
+    prompt = voice_from_recording(recording, said, codec, PhonemeTokenizer(), language)
+    save_prompt(path, prompt)
+    typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language.code}, {len(prompt.text)} phonemes")
+    if offline_toy:
+        typer.echo(f"Made with {TOY_NOTICE}.")
+
+
+def voice_list(
+    prompts: Annotated[Path, typer.Option(help="Where voices lie.")] = Path("prompts"),
+) -> None:
+    """List the saved voices.
+
+    Example: vallex voice list
+    """
+    from vallex.errors import PromptError
+    from vallex.inference.prompts import list_prompts, load_prompt
+
+    paths = list_prompts(prompts)
+    if not paths:
+        typer.echo(f"No voices in {prompts}/ yet. Make one: vallex voice make NAME WAV --text TRANSCRIPT")
+    for path in paths:
+        try:
+            prompt = load_prompt(path)
+        except PromptError as error:
+            typer.echo(f"{path.stem:<20} unusable: {error}")
+            continue
+        toy = "  (toy weights)" if prompt.toy else ""
+        typer.echo(f"{path.stem:<20} {prompt.seconds:5.1f} s  {prompt.language.code}{toy}")
+
+
+def load_any_model(path: Path | None, offline_toy: bool, heads: int | None):
+    """The model at a path, or else the toy (if asked for) or the released one."""
+    from vallex.model.checkpoint import load_model
+    from vallex.model.toy import toy_model
+
+    if path is None and offline_toy:
+        return toy_model()
+    model = load_model(path or released_checkpoint(), num_heads=heads)
+    if model.provenance.get("toy") and not offline_toy:
+        raise CheckpointError(
+            f"{path}: trained on toy codes, so a real codec makes nothing of what it says; add --offline-toy "
+            "to hear it as the noise it is, or train on data prepared with real weights"
+        )
+    return model
+
+
+def released_checkpoint() -> Path:
+    """Where the released model lies; WeightsError where it does not."""
+    if not RELEASED_CHECKPOINT.is_file():
+        raise WeightsError(
+            f"{RELEASED_CHECKPOINT}: the released model is not there. Fetch it (vallex download --only "
+            "checkpoint), or put vallex-checkpoint.pt of the hub repository Plachta/VALL-E-X there by hand; "
+            "or run without weights, in noise: --offline-toy"
+        )
+    return RELEASED_CHECKPOINT
+
+
+def check_writable(out: Path) -> None:
+    """Refuses a wav that could not be written, before minutes are spent on making it."""
+    if out.is_dir() or out.suffix.lower() != ".wav":
+        raise VallexError(f"{out}: not the name of a wav file; write -o {out.with_suffix('.wav').name}")
+    if out.parent.exists() and not out.parent.is_dir():
+        raise VallexError(f"{out}: {out.parent} is a file, not a folder; choose another place")
+
+
+def report_speech(speech, out: Path, is_toy: bool) -> None:
+    """What came of it: length, how it ended, the seed, and what of the text was not said as written."""
+    how = {"eos": "ended by itself", "budget": "cut off at the frame budget"}[speech.ended]
+    redraws = f", {speech.num_redraws} empty results drawn again" if speech.num_redraws else ""
+    typer.echo(f"{out}: {len(speech.wav) / 24000:.2f} s, {how}, seed {speech.seed}{redraws}")
+    if speech.text.unknown_words:
+        typer.echo(
+            f"Words that no dictionary has, spoken letter by letter: {', '.join(speech.text.unknown_words)}"
+        )
+    if speech.text.unknown or speech.text.dropped:
+        typer.echo(f"Without sound: {' '.join([*speech.text.unknown, *speech.text.dropped])}")
+    if is_toy:
+        typer.echo(f"Made with {TOY_NOTICE}.")

@@ -5,6 +5,7 @@ Every failure that a user can cause is one line on stderr: exit code 2 for bad i
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ from typing import Annotated
 import typer
 
 import vallex
-from vallex.cli import TOY_NOTICE, OfflineToy, add_verbs, released_checkpoint
+from vallex.cli import RELEASED_CHECKPOINT, TOY_NOTICE, OfflineToy, add_verbs, released_checkpoint
 from vallex.errors import VallexError
 
 app = typer.Typer(
@@ -317,6 +318,32 @@ def export(
     typer.echo(f"{file}: {file.stat().st_size / 1e6:.1f} MB, {format}, {dtype}")
     if model.provenance.get("toy"):
         typer.echo(f"Made with {TOY_NOTICE}.")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where everything is made.")] = Path("quickstart"),
+) -> None:
+    """Do the whole job on the shipped sample: prepare, fine-tune, results, a cloned voice in a wav.
+
+    Takes real weights if they are in checkpoints/, else the offline toy. Example: vallex quickstart
+    """
+    from datetime import datetime
+
+    from finetune.quickstart import PRESET, quickstart_commands
+    from finetune.run import new_run_name
+    from vallex.codec import codec_weights_present
+
+    is_toy = not (RELEASED_CHECKPOINT.is_file() and codec_weights_present())
+    if is_toy:
+        typer.echo(
+            "The real weights are not (all) in checkpoints/, so this takes the offline toy: seeded random\n"
+            "weights of the true architectures. All runs as with the real ones; what you hear is noise."
+        )
+    name = new_run_name(PRESET, out / "runs", datetime.now())
+    for command in quickstart_commands(out, name, is_toy=is_toy):
+        typer.echo(f"\n$ vallex {shlex.join(command)}")
+        app(command, standalone_mode=False)
 
 
 def show_run(path: Path, console) -> None:

@@ -20,21 +20,23 @@ def runs_table(log: RunLog) -> Group:
     """A row a run and phase; what was passed over stands below."""
     table = _table("Runs")
     table.add_column("run", overflow="fold")
-    for heading in ("created", "phase", "status"):
+    for heading in ("phase", "status"):
         table.add_column(heading)
     for heading in ("steps", "base loss", "best loss", "base top-10", "best top-10"):
         table.add_column(heading, justify="right")
     for result in log.results:
-        lead = [run_label(result), Text(result.created[:16].replace("T", " "))]
+        # the oldest first; when each began is in `runs show`, the width here is the name's
+        label = run_label(result, separator="\n")
         if not result.phases:
-            table.add_row(*lead, "-", _status(result.status), *["-"] * 5)
+            table.add_row(label, "-", _status(result.status), *["-"] * 5)
         for row in rows([result]):
             loss_and_top10 = [
                 _number(row[key]) for key in ("base_loss", "best_loss", "base_top10", "best_top10")
             ]
             table.add_row(
-                *lead, Text(row["phase"]), _status(row["status"]), str(row["steps"]), *loss_and_top10
+                label, Text(row["phase"]), _status(row["status"]), str(row["steps"]), *loss_and_top10
             )
+            label = Text("")
     return Group(table, *_toy_note(log.results), *[Text(f"passed over: {line}") for line in log.damaged])
 
 
@@ -87,10 +89,10 @@ def comparison_tables(comparison: Comparison) -> Group:
     return Group(differing, metrics, *_toy_note(runs))
 
 
-def run_label(result: RunResult) -> Text:
+def run_label(result: RunResult, separator: str = " ") -> Text:
     """The name of a run, and whether it was made with toy weights."""
     label = Text(result.name)
-    return label.append(f" ({TOY_MARK})", style="yellow") if result.toy else label
+    return label.append(f"{separator}({TOY_MARK})", style="yellow") if result.toy else label
 
 
 def format_seconds(seconds: float) -> str:

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+GREEDY_BELOW = 1e-6
+"""Dividing by less could overflow to infinity, and nothing but the likeliest would be drawn anyway."""
+
 
 def sample(
     logits: Tensor,
@@ -15,16 +18,15 @@ def sample(
     """Draws an id from each row.
 
     logits: [..., V] float
-    temperature: 0 is greedy
+    temperature: 0, and what is next to it, is greedy
     top_k: only the k likeliest are drawn from; 1 is greedy
     top_p: only the likeliest whose probabilities reach p are drawn from (Holtzman et al. 2019)
     generator: on the device of the logits
     returns: [...] int64
     """
-    if temperature == 0 or top_k == 1:
+    if temperature < GREEDY_BELOW or top_k == 1:
         return logits.argmax(dim=-1)
-    # shifted first: a tiny temperature would otherwise make infinities, and these NaN
-    logits = (logits.float() - logits.max(dim=-1, keepdim=True).values) / temperature
+    logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         smallest_kept = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < smallest_kept, -torch.inf)

@@ -24,7 +24,7 @@ NUM_VALIDATION = 2
 PAUSE_SEC = 0.06
 SILENCE_PEAK = 0.01
 # a little faster than flite speaks: more sentences in 2 MB
-DURATION_STRETCH = 0.9
+DURATION_STRETCH = 0.86
 PEAK = 0.7
 TOY_SPEECH_SEC = 7.2
 SENTENCES = {

@@ -93,11 +93,13 @@ def load_strictly(module: nn.Module, state: dict[str, torch.Tensor], path: Path)
     }
     if any(faults.values()):
         found = "; ".join(
-            f"{len(keys)} tensors are {fault} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})"
+            f"{fault}: {len(keys)} ({', '.join(keys[:2])}{', …' if len(keys) > 2 else ''})"
             for fault, keys in faults.items()
             if keys
         )
-        raise WeightsError(f"{path}: not the weights of {type(module).__name__}: {found}. Fetch it again")
+        raise WeightsError(
+            f"{path}: not the weights of {type(module).__name__}; tensors {found}. Fetch it again"
+        )
     module.load_state_dict(state)
 
 

@@ -121,8 +121,9 @@ def _fetch(file: Path, url: str, download: Callable[[], None]) -> None:
             pass
         file.parent.mkdir(parents=True, exist_ok=True)
         download()
-    except (OSError, RuntimeError) as error:  # RuntimeError: the hash is wrong
+    except Exception as error:  # whatever the loaders raise, the ways out are the same
+        reason = getattr(error, "reason", error)
         raise WeightsError(
-            f"{file}: not there, and it could not be fetched from {url} ({error}). Put the file there by "
+            f"{file}: not there, and it could not be fetched from {url} ({reason}). Put the file there by "
             f"hand, or use --offline-toy to try things out with weights that make noise"
         ) from error

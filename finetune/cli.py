@@ -207,15 +207,18 @@ def _run_spec(prepared, init, preset, overrides, stage, name, runs, resume, offl
 
 @app.command()
 def presets() -> None:
-    """List the presets, when to take each, and what each changes.
+    """List the presets, when to take each and what each changes, and every setting.
 
     Example: vallex presets
     """
-    from finetune.config import preset_about, preset_names, read_preset
+    from finetune.config import describe_settings, preset_about, preset_names, read_preset
 
     for name in preset_names():
         typer.echo(f"{name}\n  " + preset_about(name).replace("\n", "\n  "))
         typer.echo("  " + ", ".join(f"{key}={value}" for key, value in read_preset(name).items()) + "\n")
+    typer.echo("Settings, for --set (a stage's setting sets both stages; ar.NAME or nar.NAME sets one):")
+    for name, default, allowed, help_text in describe_settings():
+        typer.echo(f"  {name}={default}  {help_text}; {allowed}")
 
 
 runs_app = typer.Typer(help="The results log: list, show and compare runs.", no_args_is_help=True)

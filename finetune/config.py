@@ -125,6 +125,18 @@ def setting_names() -> dict[str, object]:
     return names | {f"{stage}.{f.name}": f for stage in STAGES for f in fields(StageConfig)}
 
 
+def describe_settings() -> list[tuple[str, str, str, str]]:
+    """Each setting once: name, default, what is allowed, what it is. The README's table and the help."""
+    rows = []
+    for f in [f for f in fields(FinetuneConfig) if f.name not in STAGES] + list(fields(StageConfig)):
+        allowed = ", ".join(f.metadata["choices"]) or _allowed(f)
+        default = (
+            "none" if f.default is None else f"{f.default:g}" if isinstance(f.default, float) else f.default
+        )
+        rows.append((f.name, str(default), allowed, f.metadata["help"]))
+    return rows
+
+
 def to_dict(config: FinetuneConfig) -> dict:
     """The settings as nested plain values, as they are written into a run folder."""
     return asdict(config)
@@ -175,19 +187,25 @@ def _parse(field_, value: object):
     kinds = typing.get_args(field_.type) if isinstance(field_.type, types.UnionType) else (field_.type,)
     if types.NoneType in kinds and (value is None or str(value).lower() == "none"):
         return None
-    kind = kinds[0]
-    allowed = "a whole number" if kind is int else "a number"
-    low, high = meta["low"], meta["high"]
-    span = allowed + ("" if low is None else f" of at least {low:g}")
-    span += "" if high is None else f", at most {high:g}"
+    kind, low, high = kinds[0], meta["low"], meta["high"]
     try:
         number = kind(value)
     except (TypeError, ValueError):
-        raise ValueError(f"it must be {span}") from None
+        raise ValueError(f"it must be {_allowed(field_)}") from None
     inside = (low is None or number >= low) and (high is None or number <= high)
     if not inside or number != number or isinstance(value, bool) or (kind is int and float(value) != number):
-        raise ValueError(f"it must be {span}")
+        raise ValueError(f"it must be {_allowed(field_)}")
     return number
+
+
+def _allowed(field_) -> str:
+    """The range of a number, in words."""
+    low, high = field_.metadata["low"], field_.metadata["high"]
+    is_whole = field_.type in (int, int | None)
+    span = "a whole number" if is_whole else "a number"
+    span += "" if low is None else f" of at least {low:g}"
+    span += "" if high is None else f", at most {high:g}"
+    return span + (", or none" if field_.default is None else "")
 
 
 def _unknown_setting(text: str, key: str, separator: str) -> str:

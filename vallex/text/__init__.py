@@ -9,6 +9,8 @@ _EXPORTS = {
     "PhonemeTokenizer": "vallex.text.tokenizer",
     "PhonemeEncoding": "vallex.text.tokenizer",
     "TextCollator": "vallex.text.collation",
+    "split_for_speech": "vallex.text.chunking",
+    "split_sentences": "vallex.text.sentences",
 }
 
 __all__ = list(_EXPORTS)

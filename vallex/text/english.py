@@ -57,13 +57,16 @@ _RELEASED_SPELLING = str.maketrans({"r": "ɹ", "ʤ": "dʒ", "ʧ": "tʃ"})
 _inflect_lock = threading.Lock()
 
 
-def english_to_phonemes(text: str) -> Phonemized:
-    """The phonemes of an English text, with the words that the dictionary lacks and what has no sound."""
+def english_to_phonemes(text: str, spell_unknown: bool = False) -> Phonemized:
+    """The phonemes of an English text, with the words that the dictionary lacks and what has no sound.
+
+    spell_unknown: reads an unknown word by its known parts and letter by letter, not as the original does
+    """
     unidecode = import_quietly("unidecode").unidecode
     dropped = [char for char in dict.fromkeys(text) if not char.isascii() and not unidecode(char)]
     words, unknown_words = [], []
     for token in _expand(unidecode(text).lower()).split():
-        phonemes, unknown_word = _token_phonemes(token)
+        phonemes, unknown_word = _token_phonemes(token, spell_unknown)
         words.append(phonemes)
         if unknown_word:
             unknown_words.append(unknown_word)
@@ -144,7 +147,7 @@ def _inflect_engine():
 
 
 @functools.lru_cache(maxsize=65536)
-def _token_phonemes(token: str) -> tuple[str, str | None]:
+def _token_phonemes(token: str, spell_unknown: bool) -> tuple[str, str | None]:
     """The phonemes of what stands between two spaces, and the word in it if the dictionary lacks it.
 
     Punctuation around a word stays; a token without letters has no sound.
@@ -152,9 +155,20 @@ def _token_phonemes(token: str) -> tuple[str, str | None]:
     word = token.strip(_PUNCTUATION)
     before = _BEFORE_WORD.match(token)
     after = _AFTER_WORD.search(token)
-    phonemes = "".join([before[0] if before else "", _word_to_ipa(word), after[0] if after else ""])
-    phonemes = _mark_dark_l(phonemes).translate(_RELEASED_SPELLING).replace("...", "…")
-    return phonemes, word if word and word not in _pronunciations() else None
+    unknown = bool(word) and word not in _pronunciations()
+    ipa = _spelled(word) if unknown and spell_unknown else _word_to_ipa(word)
+    said = "".join([before[0] if before else "", ipa, after[0] if after else ""])
+    phonemes = " ".join(_mark_dark_l(part) for part in said.split(" ")).translate(_RELEASED_SPELLING)
+    return phonemes.replace("...", "…"), word if unknown else None
+
+
+def _spelled(word: str) -> str:
+    """An unknown word by the names of its letters; what a hyphen joins to it is read if it is known."""
+    said = []
+    for part in re.findall("[a-z]+", word):
+        # the dictionary has a letter's name with a full stop: without, "a" is the article
+        said += [part] if part in _pronunciations() else [f"{letter}." for letter in part]
+    return " ".join(_word_to_ipa(part) for part in said)
 
 
 def _word_to_ipa(word: str) -> str:

@@ -22,11 +22,11 @@ _SENTENCE_OR_MARK = re.compile(f"[{_READABLE}]+|[^{_READABLE}]")
 _SENTENCE = re.compile(f"[{_READABLE}]")
 _MAX_SENTENCE_CHARS = 500  # Open JTalk's buffer ends at some thousand, and its time grows with the square
 
-_LABEL = re.compile(r"-([^+]*)\+.*?/A:(-?\d+|xx)\+(\d+|xx)\+(\d+|xx)/")
+_LABEL = re.compile(r"-([^+]*)\+[^/]*/A:([^+]*)\+([^+]*)\+([^/]*)/")
 # what its C code writes on the terminal about a word that it reads all the same
 _WARNING = re.compile(rb"WARNING: \w+\(\) in \w+\.c: [^\n]*?(?=WARNING: |\n|$)\n?")
 _PAUSES = ("sil", "pau")
-_LETTERS = (("ch", "ʧ"), ("sh", "ʃ"), ("cl", "Q"))
+_LETTERS = {"ch": "ʧ", "sh": "ʃ", "cl": "Q"}
 
 # A held consonant and the syllable n sound like what follows them.
 _ASSIMILATIONS = [
@@ -72,11 +72,10 @@ def japanese_to_phonemes(text: str) -> Phonemized:
 
 def _to_romaji(text: str) -> tuple[str, list[str]]:
     """Romaji with accents, marks in ASCII, a space before each sentence but the first; what has no sound."""
-    unidecode = import_quietly("unidecode").unidecode
     written, dropped = "", []
     for match in _SENTENCE_OR_MARK.finditer(text):
         if not _SENTENCE.match(match[0]):
-            mark = unidecode(match[0]).replace(" ", "")
+            mark = _mark_in_ascii(match[0])
             if not mark and not match[0].isspace():
                 dropped.append(match[0])
             written += mark
@@ -90,26 +89,29 @@ def _to_romaji(text: str) -> tuple[str, list[str]]:
     return written, dropped
 
 
+@functools.lru_cache(maxsize=1024)
+def _mark_in_ascii(mark: str) -> str:
+    return import_quietly("unidecode").unidecode(mark).replace(" ", "")
+
+
+@functools.lru_cache(maxsize=4096)  # a long text is encoded again when it is cut and when it is spoken
 def _sentence_to_romaji(sentence: str) -> str:
     """Phonemes joined, with ↑ and ↓ where the pitch moves and a space between accent phrases."""
     labels = [_LABEL.search(label).groups() for label in _full_context_labels(sentence)]
-    written = ""
-    for (phoneme, *numbers), (next_phoneme, *next_numbers) in itertools.pairwise(labels):
+    written = []
+    # distance to the accent's fall, the mora's place in its phrase from the front and from the back
+    for (phoneme, to_fall, place, place_from_end), following in itertools.pairwise(labels):
         if phoneme in _PAUSES:
             continue
-        for romaji, letter in _LETTERS:
-            phoneme = phoneme.replace(romaji, letter)
-        # distance to the accent's fall, the mora's place in its phrase from the front and from the back
-        to_fall, place, place_from_end = map(int, numbers)
-        next_place = -1 if next_phoneme in _PAUSES else int(next_numbers[1])
-        if place_from_end == 1 and next_place == 1:
-            phoneme += " "
-        elif to_fall == 0 and next_place == place + 1:
-            phoneme += "↓"
-        elif place == 1 and next_place == 2:
-            phoneme += "↑"
-        written += phoneme
-    return written
+        written.append(_LETTERS.get(phoneme, phoneme))
+        next_place = None if following[0] in _PAUSES else following[2]
+        if place_from_end == "1" and next_place == "1":
+            written.append(" ")
+        elif to_fall == "0" and next_place == str(int(place) + 1):
+            written.append("↓")
+        elif place == "1" and next_place == "2":
+            written.append("↑")
+    return "".join(written)
 
 
 def _full_context_labels(sentence: str) -> list[str]:

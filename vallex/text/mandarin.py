@@ -5,7 +5,6 @@ ones and signs without a rule stay as they are and become [UNK], and a word's sp
 """
 
 import functools
-import itertools
 import re
 import threading
 import unicodedata
@@ -148,6 +147,12 @@ def mandarin_to_phonemes(text: str) -> Phonemized:
     return Phonemized(phonemes=_DENTAL_SYLLABLE.sub(r"\1ɹ", phonemes))
 
 
+def split_words(text: str) -> list[str]:
+    """The words of a Chinese text: joined, they are the text."""
+    segmenter = _segmenter()
+    return [word for block in _BLOCK.findall(text) for word in segmenter.lcut(block)]
+
+
 def _number_in_characters(match: re.Match) -> str:
     """A number, in digits of any script, as Chinese reads it."""
     whole, decimals = (
@@ -162,8 +167,7 @@ def _number_in_characters(match: re.Match) -> str:
 def _to_bopomofo(text: str) -> str:
     """Words with Han characters in bopomofo, each after a space; all else as it stands."""
     written = ""
-    segmenter = _segmenter()
-    for word in itertools.chain.from_iterable(map(segmenter.lcut, _BLOCK.findall(text))):
+    for word in split_words(text):
         if not _HAN.search(word):
             written += word
         else:

@@ -19,7 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from vallex.errors import TextError
 from vallex.languages import Language
-from vallex.text.detection import detect_language
+from vallex.text.detection import detect_languages
 from vallex.text.phonemized import Phonemized
 from vallex.text.symbols import SPACE_SYMBOL, SPECIAL_TOKENS, released_vocabulary
 from vallex.text.tags import Segment, split_tags
@@ -50,10 +50,16 @@ class PhonemeEncoding:
 class PhonemeTokenizer:
     """Text to phoneme ids by the released table, or by the tokenizer file at `path`.
 
-    Raises TextError for a file that is not one.
+    unknown_words: "keep" leaves an English word that the dictionary lacks as letters with a `*`, as the
+    model has learned it; "spell" reads it letter by letter. Both report it.
+
+    Raises TextError for a file that is not one, and for another `unknown_words`.
     """
 
-    def __init__(self, path: Path | str | None = None):
+    def __init__(self, path: Path | str | None = None, unknown_words: str = "keep"):
+        if unknown_words not in ("keep", "spell"):
+            raise TextError(f"unknown_words {unknown_words!r} is not one of keep, spell: give one of them")
+        self._spell_unknown = unknown_words == "spell"
         self._tokenizer = _released_tokenizer() if path is None else _read_tokenizer(Path(path))
 
     @property
@@ -71,17 +77,14 @@ class PhonemeTokenizer:
 
         Raises TextError for faulty tags, untagged text of no known language, and a text without sound.
         """
-        default = _untagged_language(language)
-        readable = _SURROGATE.sub("", text)
         phonemes, languages = "", []
         unknown_words: list[str] = []
         dropped = sorted(set(_SURROGATE.findall(text)))
-        for segment in split_tags(readable, untagged_allowed=default is not None):
-            segment_language = segment.language or default(segment)
-            said = _phonemize(segment, segment_language)
+        for segment in self.segments(text, language):
+            said = _phonemize(segment, self._spell_unknown)
             closed = _close_sentence(said.phonemes)
             phonemes += closed
-            languages += [segment_language.code] * len(closed)
+            languages += [segment.language.code] * len(closed)
             unknown_words += said.unknown_words
             dropped += said.dropped
         if not phonemes:
@@ -89,51 +92,71 @@ class PhonemeTokenizer:
                 f"nothing to say in {_shortened(text)}: the text has no letters or numbers; give some"
             )
         encoded = self._tokenizer.encode(phonemes.replace(" ", SPACE_SYMBOL), add_special_tokens=False)
+        ids, offsets = encoded.ids, encoded.offsets
         unknown_id = self._tokenizer.token_to_id(SPECIAL_TOKENS[0])
         unknown = [
-            phonemes[start:end]
-            for id_, (start, end) in zip(encoded.ids, encoded.offsets, strict=True)
-            if id_ == unknown_id
+            phonemes[start:end] for id_, (start, end) in zip(ids, offsets, strict=True) if id_ == unknown_id
         ]
         return PhonemeEncoding(
-            ids=encoded.ids,
-            languages=[languages[start] for start, _ in encoded.offsets],
+            ids=ids,
+            languages=[languages[start] for start, _ in offsets],
             phonemes=phonemes,
             unknown=list(dict.fromkeys(unknown)),
             unknown_words=unknown_words,
             dropped=dropped,
         )
 
+    def segments(self, text: str, language: Language | str | None = None) -> list[Segment]:
+        """The stretches of a text, each in one language: what its tags say, `language` or what is detected.
 
-def _untagged_language(language: Language | str | None) -> Callable[[Segment], Language] | None:
-    """How the language of an untagged stretch is decided; None where there may be none."""
-    if language is None:
-        return None
-    if isinstance(language, Language):
-        return lambda segment: language
-    if language == "auto":
-        return lambda segment: detect_language(segment.text)
+        Raises TextError as `encode` does, but for a text without sound.
+        """
+        given = _given_language(language)
+        segments = split_tags(_SURROGATE.sub("", text), untagged_allowed=given is not None)
+        return [
+            part
+            for segment in segments
+            for part in ([segment] if segment.language else _with_language(segment, given))
+        ]
+
+
+def _given_language(language: Language | str | None) -> Language | str | None:
+    """A language, "auto" or None."""
+    if language is None or language == "auto" or isinstance(language, Language):
+        return language
     try:
-        given = Language.from_code(language)
+        return Language.from_code(language)
     except ValueError as error:
         raise TextError(f"language {language!r} is not one of en, zh, ja, auto: give one of them") from error
-    return lambda segment: given
 
 
-def _phonemize(segment: Segment, language: Language) -> Phonemized:
-    if language not in PHONEMIZERS:
+def _with_language(segment: Segment, given: Language | str) -> list[Segment]:
+    """An untagged stretch in the language that was given, or in stretches of those that are detected."""
+    stretches = detect_languages(segment.text) if given == "auto" else [(segment.text, given)]
+    parts, start = [], segment.start
+    for text, language in stretches:
+        parts.append(Segment(text, language, start))
+        start += len(text)
+    return parts
+
+
+def _phonemize(segment: Segment, spell_unknown: bool) -> Phonemized:
+    if segment.language not in PHONEMIZERS:
         raise TextError(
-            f"{language.tag} at character {segment.start + 1}: this language cannot be read yet; "
+            f"{segment.language.tag} at character {segment.start + 1}: this language cannot be read yet; "
             f"use {', '.join(known.tag for known in PHONEMIZERS)}"
         )
     # the front ends know one white space only: the space
-    return _front_end(language)("".join(" " if char.isspace() else char for char in segment.text))
+    text = "".join(" " if char.isspace() else char for char in segment.text)
+    return _front_end(segment.language, spell_unknown)(text)
 
 
 @functools.cache
-def _front_end(language: Language) -> Callable[[str], Phonemized]:
+def _front_end(language: Language, spell_unknown: bool) -> Callable[[str], Phonemized]:
     module, function = PHONEMIZERS[language]
-    return getattr(importlib.import_module(module), function)
+    front_end = getattr(importlib.import_module(module), function)
+    # English is the only one whose words can be unknown
+    return functools.partial(front_end, spell_unknown=spell_unknown) if language is Language.EN else front_end
 
 
 def _close_sentence(phonemes: str) -> str:

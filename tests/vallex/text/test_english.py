@@ -34,6 +34,12 @@ def test_english_when_words_are_unknown_or_silent_then_reports_them():
     assert said.dropped == ("😀", "--")
 
 
+def test_english_when_unknown_words_are_spelled_then_reads_parts_and_letters():
+    said = english_to_phonemes("The ROFL pre-war, (xkcd's)!", spell_unknown=True)
+    assert said.phonemes == "ðə ɑɹ oʊ ɛf ɛɫ pɹi wɔɹ, (ɛks keɪ si di ɛs)!"
+    assert said.unknown_words == ("rofl", "pre-war", "xkcd's")
+
+
 @pytest.mark.parametrize("digits", ["9" * 37, "1" * 300, "0" * 50 + "7", "8" * 5000])
 def test_english_when_a_number_is_long_then_reads_it(digits):
     for text in (digits, digits + "th", "$" + digits, digits + "." + digits):

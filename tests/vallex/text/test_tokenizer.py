@@ -94,6 +94,12 @@ def test_tokenizer_when_the_file_is_missing_or_bad_then_names_it(tmp_path):
         PhonemeTokenizer(tmp_path / "bad.json")
 
 
+def test_tokenizer_when_unknown_words_is_spell_then_reads_letters():
+    assert PhonemeTokenizer(unknown_words="spell").encode("[EN]Xqz 你[EN]").phonemes == "ɛks kju zi ni."
+    with pytest.raises(TextError, match="unknown_words 'drop' is not one of keep, spell"):
+        PhonemeTokenizer(unknown_words="drop")
+
+
 def test_tokenizer_when_pickled_then_encodes_the_same(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("[EN]Copy 12.[EN]") == tokenizer.encode("[EN]Copy 12.[EN]")

@@ -322,20 +322,22 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> VALLE
 
 def explain_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """Every missing, unexpected and misshapen key, in groups; empty where there is none."""
-    shapes = [
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshapen = [
         f"{name} {list(found[name].shape)} for {list(expected[name].shape)}"
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
-    groups = {
-        "missing": _fold_layers(name for name in expected if name not in found),
-        "unexpected": _fold_layers(name for name in found if name not in expected),
-        "of another shape": shapes,
-    }
-    return "; ".join(f"{len(names)} {title}: {', '.join(names)}" for title, names in groups.items() if names)
+    groups = [
+        (f"{len(missing)} missing", _fold_layers(missing)),
+        (f"{len(unexpected)} unexpected", _fold_layers(unexpected)),
+        (f"{len(misshapen)} of another shape", misshapen),
+    ]
+    return "; ".join(f"{title}: {', '.join(names)}" for title, names in groups if names)
 
 
-def _fold_layers(names) -> list[str]:
+def _fold_layers(names: list[str]) -> list[str]:
     """Names with the layers they come from folded together: `ar_decoder.layers.{0,1}.norm1.bias`."""
     folded: dict[str, list[str]] = {}
     for name in names:

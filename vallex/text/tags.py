@@ -36,7 +36,7 @@ def split_tags(text: str, untagged_allowed: bool = False) -> list[Segment]:
 
     def take_untagged(end: int) -> None:
         between = text[position:end]
-        if not between.strip().strip("_").strip():
+        if not between.replace("_", "").strip():
             return
         if untagged_allowed:
             segments.append(Segment(between, None, position))

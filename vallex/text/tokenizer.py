@@ -141,11 +141,6 @@ def _with_language(segment: Segment, given: Language | str) -> list[Segment]:
 
 
 def _phonemize(segment: Segment, spell_unknown: bool) -> Phonemized:
-    if segment.language not in PHONEMIZERS:
-        raise TextError(
-            f"{segment.language.tag} at character {segment.start + 1}: this language cannot be read yet; "
-            f"use {', '.join(known.tag for known in PHONEMIZERS)}"
-        )
     # the front ends know one white space only: the space
     text = "".join(" " if char.isspace() else char for char in segment.text)
     return _front_end(segment.language, spell_unknown)(text)

@@ -6,7 +6,7 @@ from vallex.text.tags import split_tags
 
 
 def test_split_tags_when_tagged_then_gives_language_and_place():
-    segments = split_tags(" [EN]Hello.[EN] _\n[ZH]你好[ZH]")
+    segments = split_tags(" [EN]Hello.[EN] _\n[ZH]你好[ZH]_ _")
     assert [(part.text, part.language, part.start) for part in segments] == [
         ("Hello.", Language.EN, 5),
         ("你好", Language.ZH, 22),

@@ -5,6 +5,7 @@ table are made from them. A name that both stages have (`lr`) sets both; `ar.lr`
 """
 
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -68,6 +69,7 @@ def resolve_config(preset: str, overrides: Sequence[str] = ()) -> FinetuneConfig
     Errors: ConfigError that names every unknown setting (with the nearest known) and every bad value.
     """
     values = read_preset(preset)
+    planned = _optimizers(values)
     faults: list[str] = []
     touched: set[str] = set()
     for override in overrides:
@@ -79,10 +81,10 @@ def resolve_config(preset: str, overrides: Sequence[str] = ()) -> FinetuneConfig
             values[name] = text.strip()
             touched.add(name)
     faults += [
-        f"{stage}.optimizer is {values[f'{stage}.optimizer']} and {stage}.lr is not given: the preset's rate "
-        f"is another optimizer's. Begin with lr={PROPOSED_LR.get(values[f'{stage}.optimizer'], '?')}"
-        for stage in STAGES
-        if f"{stage}.optimizer" in touched and f"{stage}.lr" not in touched
+        f"{stage}.optimizer is {optimizer} and {stage}.lr is not given: the preset's rate is that of "
+        f"{planned[stage]}. Begin with {stage}.lr={PROPOSED_LR[optimizer]}"
+        for stage, optimizer in _optimizers(values).items()
+        if optimizer != planned[stage] and optimizer in PROPOSED_LR and f"{stage}.lr" not in touched
     ]
     return _build(values, faults)
 
@@ -96,9 +98,10 @@ def read_preset(name: str) -> dict[str, object]:
     with (PRESETS_FOLDER / f"{name}.toml").open("rb") as file:
         tree = tomllib.load(file)
     tree.pop("about", None)
-    shared = {key: value for key, value in tree.items() if not isinstance(value, dict)}
     values: dict[str, object] = {}
-    for key, value in shared.items():
+    for key, value in tree.items():
+        if key in STAGES:
+            continue
         names = _matching(key)
         if not names:
             raise ConfigError(f"preset {name}: {key} is not a setting")
@@ -150,6 +153,11 @@ def from_dict(tree: dict) -> FinetuneConfig:
     return _build(values, [])
 
 
+def _optimizers(values: dict[str, object]) -> dict[str, object]:
+    """Each stage's optimizer, its default where none is given."""
+    return {stage: values.get(f"{stage}.optimizer", StageConfig.optimizer) for stage in STAGES}
+
+
 def _matching(key: str) -> list[str]:
     """The settings that a key means: itself, or the same name in every stage."""
     known = setting_names()
@@ -190,10 +198,10 @@ def _parse(field_, value: object):
     kind, low, high = kinds[0], meta["low"], meta["high"]
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"it must be {_allowed(field_)}") from None
-    inside = (low is None or number >= low) and (high is None or number <= high)
-    if not inside or number != number or isinstance(value, bool) or (kind is int and float(value) != number):
+    inside = (low is None or number >= low) and (high is None or number <= high) and math.isfinite(number)
+    if not inside or isinstance(value, bool) or (kind is int and float(value) != number):
         raise ValueError(f"it must be {_allowed(field_)}")
     return number
 

@@ -327,7 +327,8 @@ def _score(logits: Tensor, targets: Tensor, code_lens: Tensor) -> LossOutput:
     )
     with torch.no_grad():
         own = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1))
-        hits = ((logits > own).sum(dim=-1) < 10) & real & (targets != EOS_ID)
+        # not "greater": where training has diverged, NaN must not pass for a hit
+        hits = ((~(logits <= own)).sum(dim=-1) < 10) & real & (targets != EOS_ID)
     return LossOutput(
         loss=loss,
         num_targets=real.sum(),

@@ -330,7 +330,7 @@ def test_passes_under_bf16_autocast_are_near_the_float32_ones(build_model, make_
             losses[enabled] = [
                 model.ar_loss(**batch).loss,
                 *(
-                    model.nar_loss(**batch, stage=3, prefix_mode=mode, prefix_len=4).loss
+                    model.nar_loss(**batch, stage=3, prefix_mode=mode, prefix_len=4, segment_start=2).loss
                     for mode in (0, 1, 2)
                 ),
             ]
@@ -391,6 +391,15 @@ def test_top10_correct_counts_hits_and_never_eos(build_model, make_batch):
         # every logit is equal, so that every target is among the ten likeliest, EOS too
         model.ar.predict_layer.weight.zero_()
     assert model.ar_loss(**batch).top10_correct == 6
+
+
+def test_top10_correct_of_a_network_that_has_diverged_is_nothing(build_model, make_batch):
+    model, batch = build_model(), make_batch([(4, 6)])
+    with torch.no_grad():
+        model.ar.predict_layer.weight.fill_(torch.nan)
+    out = model.ar_loss(**batch)
+    assert out.loss.isnan()
+    assert out.top10_correct == 0
 
 
 def test_loss_is_the_sum_of_cross_entropy_over_real_targets(build_model, make_batch):

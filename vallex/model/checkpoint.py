@@ -276,7 +276,9 @@ def _read_safetensors(path: Path) -> tuple[dict, ModelConfig, dict]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # copied, because a tensor lies in the file wherever the length of its header puts it, and the
+            # last bits of a matrix product follow the address: a run's name would change its losses
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
     if "config" not in metadata:

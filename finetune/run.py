@@ -4,7 +4,8 @@ import datetime
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,9 @@ from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import RunFolder
-from finetune.train import StopRequest, TrainState, train_stage
-from vallex.errors import CheckpointError, ConfigError, DataError, RunError, VallexError
-from vallex.files import sha256_of
+from finetune.train import StopRequest, TrainState, make_accelerator, train_stage
+from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
+from vallex.files import remove_temporaries, sha256_of
 from vallex.model.checkpoint import load_model
 from vallex.model.network import VALLE
 from vallex.model.runs import is_run_folder
@@ -58,7 +59,8 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
     """Trains what a spec asks for and returns the result, whose status is "done" or "stopped".
 
     errors: VallexError where something does not fit; nothing is trained then, and no folder is made. An
-        error during training is recorded in the run's result and raised
+        error during training is recorded in the run's result and raised, as a TrainingError where it is
+        a VallexError
     """
     path = spec.runs_dir / spec.name
     _check_folder(path, spec, resume)
@@ -66,6 +68,7 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
     model = toy_model() if spec.init is None else load_model(spec.init)
     check_fit(spec, model, data)
+    make_accelerator(spec.config.precision)  # refuses a precision that the machine lacks
     model.provenance = _provenance(spec, model, data)
     folder = _open_folder(path, spec, model, data, resume)
     before, began = folder.result.seconds, time.monotonic()
@@ -73,11 +76,14 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
         with StopRequest().listening() as stop:
             status = _train_stages(spec, model, data, folder, display, stop)
     except BaseException as error:
-        folder.end_early(None if isinstance(error, KeyboardInterrupt) else _one_line(error))
+        # what failed first is told, though a full disk may keep it out of the result
+        with suppress(OSError):
+            folder.write(seconds=round(before + time.monotonic() - began, 3))
+            folder.end_early(None if isinstance(error, KeyboardInterrupt) else _one_line(error))
+        if isinstance(error, VallexError):
+            raise TrainingError(str(error)) from error
         raise
-    finally:
-        folder.write(seconds=round(before + time.monotonic() - began, 3))
-    folder.write(status=status)
+    folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
     return folder.result
 
 
@@ -107,6 +113,11 @@ def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
 def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
     """Whether checkpoint, data and stages can work together; every fault at once."""
     config, faults = model.config, []
+    if (spec.init is None or model.provenance.get("toy")) and not spec.offline_toy:
+        raise CheckpointError(
+            f"{spec.init or 'the toy model'}: made with toy weights; add --offline-toy to go on from it "
+            "all the same, or begin with the released model"
+        )
     if data.info.is_toy and not spec.offline_toy:
         raise DataError(
             f"{spec.prepared}: its codes were made with toy weights; add --offline-toy to train on them all "
@@ -135,8 +146,10 @@ def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
 
 
 def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
-    if "/" in spec.name or "@" in spec.name or spec.name in ("", ".", ".."):
-        raise ConfigError(f"run name {spec.name!r}: it names one folder, so no '/' and no '@' in it")
+    if "/" in spec.name or "@" in spec.name or spec.name.startswith(".") or not spec.name:
+        raise ConfigError(
+            f"run name {spec.name!r}: it names one folder, so no '/' and no '@' in it, and no '.' before it"
+        )
     if not resume:
         if path.exists():
             raise RunError(
@@ -181,14 +194,24 @@ def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
 
 
 def _open_folder(path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, resume: bool) -> RunFolder:
-    if resume:
-        result = read_result(path)
-        folder = RunFolder(path, result)
-    else:
+    begun = _new_result(spec, model, data)
+    if not resume:
         path.mkdir(parents=True)
-        folder = RunFolder(path, _new_result(spec, model, data))
+        folder = RunFolder(path, begun)
         folder.write_settings(spec.settings())
-    folder.write(status="running", process=this_process(), error=None)
+        folder.write(process=this_process())
+        return folder
+    result = read_result(path)
+    for what, then, now in (("data", result.data, begun.data), ("checkpoint", result.init, begun.init)):
+        if then["fingerprint"] != now["fingerprint"]:
+            raise RunError(
+                f"run {spec.name!r}: its {what} {now['path']} was changed since it began; begin another run, "
+                "or put back what was there"
+            )
+    remove_temporaries(path)
+    folder = RunFolder(path, result)
+    phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
+    folder.write(status="running", phases=phases, process=this_process(), error=None)
     return folder
 
 

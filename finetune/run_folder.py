@@ -39,23 +39,25 @@ class RunFolder:
         """Appends a line to metrics.jsonl."""
         if self.is_writer:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    def save_checkpoint(self, model: "VALLE", stage: str, step: int, *, is_best: bool) -> None:
-        """Writes the whole model as the stage's last, and the same file as its best."""
+    def save_checkpoint(self, model: "VALLE", stage: str, step: int) -> None:
+        """Writes the whole model as the stage's last."""
         from vallex.model.checkpoint import save_model
 
-        last = self.checkpoint(stage, "last")
         model.provenance = {**model.provenance, "run": self.result.name, "stage": stage, "step": step}
-        save_model(model, last)
-        if is_best:
-            with atomic_write(self.checkpoint(stage, "best")) as temporary:
-                # one file under two names: the next `last` is a new file, so this one stays
-                temporary.unlink()
-                try:
-                    os.link(last, temporary)
-                except OSError:
-                    shutil.copyfile(last, temporary)
+        save_model(model, self.checkpoint(stage, "last"))
+
+    def mark_best(self, stage: str) -> None:
+        """Makes the stage's last checkpoint its best too."""
+        last = self.checkpoint(stage, "last")
+        with atomic_write(self.checkpoint(stage, "best")) as temporary:
+            # one file under two names: the next `last` is a new file, so this one stays
+            temporary.unlink()
+            try:
+                os.link(last, temporary)
+            except OSError:
+                shutil.copyfile(last, temporary)
 
     def checkpoint(self, stage: str, which: str) -> Path:
         """Where a stage's "last" or "best" checkpoint lies."""
@@ -65,8 +67,14 @@ class RunFolder:
         """Writes what the stage goes on from."""
         import torch
 
-        with atomic_write(self._state_path(stage)) as temporary:
-            torch.save(state, temporary)
+        path = self._state_path(stage)
+        try:
+            with atomic_write(path) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:
+            # a full disk is a RuntimeError in torch.save
+            reason = " ".join(str(error).split())[:120]
+            raise RunError(f"{path}: cannot be written ({reason}). The state before it is whole") from error
 
     def load_state(self, stage: str) -> dict | None:
         """What the stage goes on from, if it was begun; forgets what the log says of later steps."""
@@ -126,13 +134,16 @@ class RunFolder:
         return {**_figures(score), "step": score["step"], "checkpoint": f"{stage}-{which}.safetensors"}
 
     def _cut_log(self, stage: str, step: int) -> None:
+        """Forgets what the log says of a stage after a step, and a last line that a kill cut off."""
         path = self.path / "metrics.jsonl"
         if not path.is_file() or not self.is_writer:
             return
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+        text = path.read_text(encoding="utf-8", errors="replace")
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        entries = [(line, json.loads(line)) for line in whole]
+        kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]
         with atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def write_json(path: Path, value: object) -> None:

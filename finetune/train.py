@@ -10,10 +10,11 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 
 from finetune.config import FinetuneConfig, StageConfig
 from finetune.data.dataset import BatchSettings, CodesDataset, plan_epoch, train_batches, valid_batches
@@ -22,7 +23,7 @@ from finetune.display import Display
 from finetune.evaluate import Score, evaluate
 from finetune.optim import build_optimizer, schedule_factor
 from finetune.run_folder import RunFolder
-from vallex.errors import TrainingError
+from vallex.errors import ConfigError, TrainingError
 from vallex.model.batch import Batch
 from vallex.model.network import VALLE
 from vallex.text import TextCollator
@@ -44,15 +45,6 @@ class TrainState:
     base: dict | None = None
     best: dict | None = None
     last: dict | None = None
-
-
-@dataclass(kw_only=True)
-class Window:
-    """Sums since the last line of the log, on the device: reading them waits for it, so it is done seldom."""
-
-    sums: torch.Tensor
-    started: float = field(default_factory=time.monotonic)
-    steps: int = 0
 
 
 class StopRequest:
@@ -96,6 +88,9 @@ class Trainer:
     batching: BatchSettings
     draws: torch.Generator
     state: TrainState
+    window: torch.Tensor
+    """[4] float32: loss, targets, hits and frames since the last line of the log. It stays on the device,
+    because reading it waits for it."""
     steps_per_epoch: int
     total_steps: int
     folder: RunFolder
@@ -126,30 +121,43 @@ def train_stage(
         display.validated(stage, 0, state.base, state.base)
 
     batches = _endless_batches(trainer)
-    window = _new_window(trainer)
     while state.step < trainer.total_steps and not stop.is_set:
-        learning_rate, grad_norm = _step(trainer, batches, window)
+        learning_rate, grad_norm = _step(trainer, batches)
         is_last = state.step == trainer.total_steps
         is_validated = is_last or state.step % _validation_interval(trainer) == 0
-        if state.step % config.log_every == 0 or is_validated or stop.is_set:
-            _log(trainer, window, learning_rate, grad_norm)
-            window = _new_window(trainer)
+        if state.step % config.log_every == 0 or is_validated:
+            _log(trainer, learning_rate, grad_norm)
         if is_validated:
             _validate(trainer)
         display.stepped(state.step)
     if stop.is_set:
+        _check_finite(trainer, float(trainer.window[0]), "loss")
         _save_state(trainer)
     trainer.accelerator.free_memory()
     return state
 
 
+def make_accelerator(precision: str, *, find_unused: bool = False) -> Accelerator:
+    """What runs a stage on the devices that there are.
+
+    find_unused: whether a step leaves some of the parameters that are trained without a gradient
+    errors: ConfigError where the device lacks the precision
+    """
+    # accelerate remembers the precision of a process's first Accelerator, and takes no other
+    AcceleratorState._reset_state()
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+    try:
+        return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), kwargs_handlers=[ddp])
+    except ValueError as error:
+        raise ConfigError(
+            f"precision is {precision}, which this machine does not have: {error} Set precision=fp32"
+        ) from error
+
+
 def _set_up(stage, config, model, data, folder, display) -> Trainer:
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=stage == "nar")
-    accelerator = Accelerator(
-        mixed_precision={"fp32": "no"}.get(config.precision, config.precision), kwargs_handlers=[ddp]
-    )
+    accelerator = make_accelerator(config.precision, find_unused=stage == "nar")
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     draws = torch.Generator().manual_seed(config.seed * 1_000_003 + accelerator.process_index)
@@ -173,6 +181,8 @@ def _set_up(stage, config, model, data, folder, display) -> Trainer:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(saved["scaler"])
         _restore_generators(saved["generators"], draws)
     collator = TextCollator(bos=model.config.text_bos, eos=model.config.text_eos)
     batching = BatchSettings(
@@ -187,7 +197,8 @@ def _set_up(stage, config, model, data, folder, display) -> Trainer:
     )
     steps_per_epoch = math.ceil(len(plan_epoch(train_set.cuts, batching, 0)) / stage_config.accumulate)
     total_steps = min(stage_config.max_epochs * steps_per_epoch, stage_config.max_steps or math.inf)
-    return Trainer(
+    window = saved["window"] if saved else torch.zeros(4)
+    trainer = Trainer(
         stage=stage,
         config=config,
         stage_config=stage_config,
@@ -200,11 +211,18 @@ def _set_up(stage, config, model, data, folder, display) -> Trainer:
         batching=batching,
         draws=draws,
         state=TrainState(**saved["state"]) if saved else TrainState(stage=stage),
+        window=window.to(accelerator.device),
         steps_per_epoch=steps_per_epoch,
         total_steps=int(total_steps),
         folder=folder,
         display=display,
     )
+    best = trainer.state.best
+    if best is not None and best["step"] == trainer.state.step and accelerator.is_main_process:
+        # a kill may have come between the state, which calls these weights the best, and their file
+        folder.save_checkpoint(model, stage, trainer.state.step)
+        folder.mark_best(stage)
+    return trainer
 
 
 def _decay_groups(half: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -237,13 +255,13 @@ def _endless_batches(trainer: Trainer) -> Iterator[Batch]:
         state.epoch, state.batch = state.epoch + 1, 0
 
 
-def _step(trainer: Trainer, batches: Iterator[Batch], window: Window) -> tuple[float, torch.Tensor]:
+def _step(trainer: Trainer, batches: Iterator[Batch]) -> tuple[float, torch.Tensor]:
     """One optimizer step; returns its learning rate and gradient norm (a tensor: nothing waits for it)."""
     began = time.monotonic()
     accelerator, state, settings = trainer.accelerator, trainer.state, trainer.stage_config
     trainer.wrapped.train()
     trainer.optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros_like(window.sums)
+    sums = torch.zeros_like(trainer.window)
     # sums of cross entropy are large: a constant keeps fp16 gradients in range until the division below
     scale = trainer.config.max_batch_sec * 75
     for micro in range(settings.accumulate):
@@ -271,20 +289,17 @@ def _step(trainer: Trainer, batches: Iterator[Batch], window: Window) -> tuple[f
         group["lr"] = learning_rate
     trainer.optimizer.step()
     state.step += 1
-    window.sums += sums
-    window.steps += 1
+    trainer.window += sums
     state.seconds += time.monotonic() - began
     return learning_rate, grad_norm
 
 
-def _new_window(trainer: Trainer) -> Window:
-    return Window(sums=torch.zeros(4, device=trainer.accelerator.device))
-
-
-def _log(trainer: Trainer, window: Window, learning_rate: float, grad_norm: torch.Tensor) -> None:
+def _log(trainer: Trainer, learning_rate: float, grad_norm: torch.Tensor) -> None:
     """A line of the log for the steps since the last; TrainingError where their loss is not finite."""
-    loss, num_targets, top10, num_frames = trainer.accelerator.reduce(window.sums, reduction="sum").tolist()
-    state = trainer.state
+    sums = trainer.accelerator.reduce(trainer.window, reduction="sum")
+    loss, num_targets, top10, num_frames = sums.tolist()
+    trainer.window.zero_()
+    state, norm = trainer.state, float(grad_norm)
     scored = num_frames if trainer.stage == "ar" else num_targets
     line = {
         "stage": trainer.stage,
@@ -293,18 +308,23 @@ def _log(trainer: Trainer, window: Window, learning_rate: float, grad_norm: torc
         "loss": loss / max(num_targets, 1),
         "top10": top10 / max(scored, 1),
         "lr": learning_rate,
-        "grad_norm": float(grad_norm),
+        # fp16 overflows until it has found its scale; JSON knows no infinity
+        "grad_norm": norm if math.isfinite(norm) else None,
         "epoch": state.epoch,
         "seconds": round(state.seconds, 3),
     }
-    if not math.isfinite(line["loss"]):
-        raise TrainingError(
-            f"the {trainer.stage.upper()} loss is {line['loss']} at step {state.step}: the learning rate "
-            f"{learning_rate:g} is too high for these weights, or fp16 overflowed; lower {trainer.stage}.lr "
-            "or set precision=bf16. The last validated checkpoint is whole"
-        )
+    _check_finite(trainer, line["loss"], "loss")
     trainer.folder.log(line)
     trainer.display.logged(line)
+
+
+def _check_finite(trainer: Trainer, loss: float, what: str) -> None:
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {trainer.stage.upper()} {what} is {loss} at step {trainer.state.step}: the learning rate "
+            f"{trainer.stage_config.lr:g} is too high for these weights, or fp16 overflowed; lower "
+            f"{trainer.stage}.lr or set precision=bf16. What was saved at earlier validations is whole"
+        )
 
 
 def _validation_interval(trainer: Trainer) -> int:
@@ -317,17 +337,23 @@ def _score(trainer: Trainer) -> Score:
 
 
 def _validate(trainer: Trainer) -> None:
-    """Scores the weights as they are and saves just these: as last, and as best where they are."""
+    """Scores the weights as they are and saves just these: as last, and as best where they are.
+
+    The state is written before what it calls best: from a kill between the two, `_set_up` mends the second.
+    """
     state = trainer.state
     score = {**_score(trainer).to_dict(), "step": state.step}
+    _check_finite(trainer, score["loss"], "validation loss")
     trainer.folder.log({"stage": trainer.stage, "kind": "valid", **score})
     is_best = state.best is None or score["loss"] < state.best["loss"]
     state.last = score
     if is_best:
         state.best = score
     if trainer.accelerator.is_main_process:
-        trainer.folder.save_checkpoint(trainer.model, trainer.stage, state.step, is_best=is_best)
+        trainer.folder.save_checkpoint(trainer.model, trainer.stage, state.step)
     _save_state(trainer)
+    if is_best and trainer.accelerator.is_main_process:
+        trainer.folder.mark_best(trainer.stage)
     trainer.folder.update(state)
     trainer.display.validated(trainer.stage, state.step, score, state.base)
 
@@ -342,6 +368,8 @@ def _save_state(trainer: Trainer) -> None:
             "state": asdict(trainer.state),
             "half": getattr(trainer.model, trainer.stage).state_dict(),
             "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
+            "window": trainer.window,
             "generators": {
                 "draws": trainer.draws.get_state(),
                 "cpu": torch.get_rng_state(),

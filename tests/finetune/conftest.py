@@ -1,0 +1,192 @@
+"""Small prepared sets made directly from codes, and tiny random models, so that training needs no codec."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+
+from finetune.config import FinetuneConfig, StageConfig
+from finetune.data.dataset import Utterance
+from finetune.data.prepared import (
+    CODES_FOLDER,
+    FORMAT_VERSION,
+    MANIFESTS,
+    PreparedInfo,
+    codes_manifest,
+    write_cuts,
+    write_info,
+)
+from finetune.run import RunSpec
+from vallex.files import sha256_of
+from vallex.model.checkpoint import save_model
+from vallex.model.config import ModelConfig
+from vallex.model.network import VALLE
+from vallex.text import PhonemeTokenizer
+
+FRAME_RATE_HZ = 75
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small are computed several times faster by one thread than by waiting for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_prepared(folder: Path, splits: dict[str, list[Utterance]], **changes) -> Path:
+    """A prepared set of utterances, each with its own split; `changes` are of its PreparedInfo."""
+    (folder / CODES_FOLDER).mkdir(parents=True)
+    digest = hashlib.sha256()
+    for split, utterances in splits.items():
+        write_cuts(folder / MANIFESTS[split], [_cut(folder / CODES_FOLDER, one) for one in utterances])
+        for one in utterances:
+            digest.update(repr((split, one.id, one.phoneme_ids, one.codes.tolist())).encode())
+    info = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint": digest.hexdigest(),
+        "codec_name": "a test's codec",
+        "codec_fingerprint": "0" * 64,
+        "is_toy": False,
+        "tokenizer_fingerprint": PhonemeTokenizer().fingerprint,
+        "bos": False,
+        "eos": False,
+        "settings": {},
+        "split": "given",
+        "num_train": len(splits["train"]),
+        "num_valid": len(splits["valid"]),
+        "num_skipped": 0,
+        "manifests": {name: sha256_of(folder / name) for name in MANIFESTS.values()},
+    }
+    write_info(folder, PreparedInfo(**info | changes))
+    return folder
+
+
+def _cut(folder: Path, utterance: Utterance) -> MonoCut:
+    name = f"{utterance.id}.npy"
+    np.save(folder / name, utterance.codes.numpy().astype(np.uint16))
+    seconds = len(utterance.codes) / FRAME_RATE_HZ
+    recording = Recording(
+        id=utterance.id,
+        sources=[AudioSource(type="file", channels=[0], source=f"{utterance.id}.wav")],
+        sampling_rate=24000,
+        num_samples=round(seconds * 24000),
+        duration=seconds,
+    )
+    supervision = SupervisionSegment(
+        id=utterance.id,
+        recording_id=utterance.id,
+        start=0.0,
+        duration=seconds,
+        speaker=utterance.id.partition("_")[0],
+        custom={"phoneme_ids": list(utterance.phoneme_ids), "phoneme_languages": list(utterance.languages)},
+    )
+    return MonoCut(
+        id=utterance.id,
+        start=0.0,
+        duration=seconds,
+        channel=0,
+        supervisions=[supervision],
+        recording=recording,
+        custom={"codes": codes_manifest(folder, name, tuple(utterance.codes.shape))},
+    )
+
+
+def draw_utterances(name: str, num_frames: list[int], seed: int = 0, language: str = "en") -> list[Utterance]:
+    """Utterances of these lengths, whose codes are few enough to be learned in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        Utterance(
+            id=f"{name}_{number}",
+            phoneme_ids=torch.randint(5, 70, (4 + number,), generator=generator).tolist(),
+            languages=[language] * (4 + number),
+            codes=torch.randint(0, 12, (frames, 8), generator=generator),
+        )
+        for number, frames in enumerate(num_frames)
+    ]
+
+
+@pytest.fixture(scope="session")
+def make_prepared() -> Callable[..., Path]:
+    return write_prepared
+
+
+@pytest.fixture(scope="session")
+def make_utterances() -> Callable[..., list[Utterance]]:
+    return draw_utterances
+
+
+@pytest.fixture(scope="session")
+def tiny_prepared(tmp_path_factory) -> Path:
+    """Seven clips of a third of a second to one second to train on, and three to validate."""
+    splits = {
+        "train": draw_utterances("anna", [24, 30, 36, 42, 48, 60, 75]),
+        "valid": draw_utterances("dora", [9, 33, 50], seed=1),
+    }
+    return write_prepared(tmp_path_factory.mktemp("prepared") / "set", splits)
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., VALLE]:
+    """Builds a seeded random model of width 32; keywords are ModelConfig's."""
+
+    def build(seed: int = 0, **settings) -> VALLE:
+        config = {"d_model": 32, "num_heads": 2, "num_layers": 1, "num_text_tokens": 80}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return VALLE(ModelConfig(**config | settings)).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
+    """A tiny random model on disk."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    save_model(make_model(), path)
+    return path
+
+
+def small_config(*, ar: dict | None = None, nar: dict | None = None, **settings) -> FinetuneConfig:
+    """Six steps a stage in batches of a second, with all that is random; a validation every two steps."""
+    stage = {
+        "lr": 1e-3,
+        "max_epochs": 1000,
+        "max_steps": 6,
+        "accumulate": 2,
+        "dropout": 0.2,
+        "warmup_steps": 2,
+        "validate_every": 2,
+    }
+    common = {"max_batch_sec": 1.0, "num_buckets": 2, "log_every": 1}
+    return FinetuneConfig(
+        ar=StageConfig(**stage | (ar or {})), nar=StageConfig(**stage | (nar or {})), **common | settings
+    )
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., FinetuneConfig]:
+    return small_config
+
+
+@pytest.fixture
+def make_spec(tmp_path, tiny_prepared, tiny_checkpoint) -> Callable[..., RunSpec]:
+    """A run's spec on the tiny set and model; keywords are RunSpec's."""
+
+    def make(name: str = "run", **changes) -> RunSpec:
+        spec = {
+            "name": name,
+            "runs_dir": tmp_path / "runs",
+            "prepared": tiny_prepared,
+            "init": tiny_checkpoint,
+            "preset": "smoke",
+            "config": small_config(),
+        }
+        return RunSpec(**spec | changes)
+
+    return make

@@ -13,7 +13,16 @@ from typing import Annotated
 import typer
 
 import vallex
-from vallex.cli import RELEASED_CHECKPOINT, TOY_NOTICE, OfflineToy, add_verbs, released_checkpoint
+from vallex.cli import (
+    RELEASED_CHECKPOINT,
+    TOY_NOTICE,
+    OfflineToy,
+    RunsDir,
+    add_verbs,
+    check_writable,
+    flag,
+    released_checkpoint,
+)
 from vallex.errors import VallexError
 
 app = typer.Typer(
@@ -25,8 +34,7 @@ app = typer.Typer(
 )
 # typer carries a click of its own and does not name this class
 UsageError = typer.BadParameter.__base__
-RunsDir = Annotated[Path, typer.Option("--runs", help="The folder of run folders.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
 
 
 def main() -> None:
@@ -35,9 +43,8 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except UsageError as error:
         # without arguments typer has printed the help already, and has no message
-        if message := " ".join(error.format_message().split()):
-            command = error.ctx.command_path if error.ctx else "vallex"
-            typer.echo(f"vallex: {message.rstrip('.')}. See {command} --help", err=True)
+        if message := usage_fault(error):
+            typer.echo(f"vallex: {message}", err=True)
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
@@ -54,9 +61,21 @@ def main() -> None:
         sys.exit(1)
 
 
+def usage_fault(error) -> str:
+    """What is wrong with a command line, in one line; empty where typer has no message."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    if not message:
+        return ""
+    # typer says what is allowed and leaves out what was given
+    faults = error.__cause__.errors() if hasattr(error.__cause__, "errors") else []
+    given = "".join(f" (it is {fault['input']!r})" for fault in faults)
+    command = error.ctx.command_path if error.ctx else "vallex"
+    return f"{message}{given}{'' if message.endswith('?') else '.'} See {command} --help"
+
+
 @app.callback(invoke_without_command=True)
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    version: Annotated[bool, flag("--version", "Print the version and end.")] = False,
 ) -> None:
     """Fine-tune the released multilingual VALL-E X voice model, and see whether it got better."""
     if version:
@@ -137,7 +156,7 @@ def finetune(
     stage: Annotated[str, typer.Option(help="ar, nar, or both.")] = "both",
     name: Annotated[str | None, typer.Option(help="The run's name; preset and time if left out.")] = None,
     runs: RunsDir = Path("runs"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the stopped run --name.")] = False,
+    resume: Annotated[bool, flag("--resume", "Go on with the stopped run --name.")] = False,
     offline_toy: OfflineToy = False,
 ) -> None:
     """Fine-tune AR, then NAR, on a prepared set. Ctrl-C saves; --resume goes on.
@@ -299,9 +318,7 @@ def export(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
     format: Annotated[str, typer.Option(help="safetensors, or released: for the original inference code.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    force: Annotated[
-        bool, typer.Option("--force", help="Write what the original would load wrongly.")
-    ] = False,
+    force: Annotated[bool, flag("--force", "Write what the original would load wrongly.")] = False,
     runs: RunsDir = Path("runs"),
 ) -> None:
     """Write a run's model as one file, without what only training needs.
@@ -312,8 +329,11 @@ def export(
     from vallex.errors import CheckpointError
     from vallex.model.checkpoint import load_model, save_model
 
-    if file.is_dir():
-        raise CheckpointError(f"{file}: a folder; give the name of a file to write")
+    check_writable(file)
+    suffix = ".safetensors" if format == "safetensors" else ".pt"
+    if (file.suffix == ".safetensors") != (suffix == ".safetensors"):
+        # it would be read as what its name says
+        raise CheckpointError(f"{file}: not a name for --format {format}; write {file.with_suffix(suffix)}")
     model = load_model(resolve_checkpoint(run, runs))
     overridden = save_model(model, file, format=format, dtype=dtype, force=force)
     for reason in overridden:
@@ -346,7 +366,8 @@ def quickstart(
     name = new_run_name(PRESET, out / "runs", datetime.now())
     for command in quickstart_commands(out, name, is_toy=is_toy):
         typer.echo(f"\n$ vallex {shlex.join(command)}")
-        app(command, standalone_mode=False)
+        if exit_code := app(command, standalone_mode=False):
+            raise typer.Exit(exit_code)  # Ctrl-C while it trains
 
 
 def show_run(path: Path, console) -> None:

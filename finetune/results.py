@@ -240,7 +240,10 @@ def _rows_by_phase(result: RunResult) -> dict[str, dict]:
 
 def _all_settings(run_dir: Path | str, result: RunResult) -> dict[str, object]:
     facts = {"init": result.init, "data": result.data, "versions": result.versions}
-    return {"preset": result.preset} | _flatten(read_config(run_dir)) | _flatten(facts)
+    config = _flatten(read_config(run_dir))
+    # by the names that --set takes
+    settings = {name.removeprefix("settings."): value for name, value in config.items()}
+    return {"preset": result.preset} | settings | _flatten(facts)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -15,12 +15,18 @@ from vallex.errors import CheckpointError, VallexError, WeightsError
 TOY_NOTICE = "toy weights: what you hear is noise"
 RELEASED_CHECKPOINT = Path("checkpoints/vallex-checkpoint.pt")
 
+
+def flag(name: str, help: str):
+    """An option without a value. typer would show `<bool>` behind it, and `--force true` is an error."""
+    return typer.Option(name, help=help, metavar="")
+
+
 OfflineToy = Annotated[
     bool,
-    typer.Option(
-        "--offline-toy", help="Use seeded toy weights instead of real ones: everything runs, all is noise."
-    ),
+    flag("--offline-toy", "Use seeded toy weights instead of real ones: everything runs, all is noise."),
 ]
+RunsDir = Annotated[Path, typer.Option("--runs", file_okay=False, help="The folder of run folders.")]
+PromptsDir = Annotated[Path, typer.Option("--prompts", file_okay=False, help="The folder of voices.")]
 Transcript = Annotated[
     str | None, typer.Option("--text", help="What is said in the recording (else a .txt file beside it).")
 ]
@@ -42,7 +48,9 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
     """`vallex say`, with run names resolved by `resolve_checkpoint`."""
 
     def say(
-        text: Annotated[str, typer.Argument(help="What to say; [EN]…[EN] tags where languages mix.")],
+        text: Annotated[
+            str, typer.Argument(metavar="TEXT", help="What to say; [EN]…[EN] tags where languages mix.")
+        ],
         out: Annotated[Path, typer.Option("-o", "--out", help="The wav to write (24 kHz, 16 bit).")],
         voice: Annotated[
             str | None,
@@ -53,7 +61,7 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             str | None,
             typer.Option(help="A run (RUN, RUN@best, RUN@last) or a file; the released model if left out."),
         ] = None,
-        runs: Annotated[Path, typer.Option(help="Where runs lie.")] = Path("runs"),
+        runs: RunsDir = Path("runs"),
         vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
         language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
         temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws; 0 is greedy.")] = 1.0,
@@ -78,7 +86,7 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         from vallex.inference.voices import obtain_voice
         from vallex.text import PhonemeTokenizer
 
-        check_writable(out)
+        check_wav_name(out)
         path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
         model = load_any_model(path, offline_toy, heads)
         codec = load_codec(toy=offline_toy)
@@ -101,14 +109,16 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
 
 
 def voice_make(
-    name: Annotated[str, typer.Argument(help="The voice's name; it is saved as prompts/NAME.npz.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The voice's name; it is saved as prompts/NAME.npz.")
+    ],
     recording: Annotated[
         Path, typer.Argument(metavar="WAV", help="A recording of 0.5-15 s, best 3 s or more.")
     ],
     transcript: Transcript = None,
     language: Annotated[str, typer.Option(help="Of the recording: auto, en, zh, ja.")] = "auto",
-    prompts: Annotated[Path, typer.Option(help="Where voices lie.")] = Path("prompts"),
-    force: Annotated[bool, typer.Option("--force", help="Replace a voice of this name.")] = False,
+    prompts: PromptsDir = Path("prompts"),
+    force: Annotated[bool, flag("--force", "Replace a voice of this name.")] = False,
     offline_toy: OfflineToy = False,
 ) -> None:
     """Save a voice from a recording and what is said in it.
@@ -134,7 +144,7 @@ def voice_make(
 
 
 def voice_list(
-    prompts: Annotated[Path, typer.Option(help="Where voices lie.")] = Path("prompts"),
+    prompts: PromptsDir = Path("prompts"),
 ) -> None:
     """List the saved voices.
 
@@ -183,12 +193,19 @@ def released_checkpoint() -> Path:
     return RELEASED_CHECKPOINT
 
 
-def check_writable(out: Path) -> None:
-    """Refuses a wav that could not be written, before minutes are spent on making it."""
-    if out.is_dir() or out.suffix.lower() != ".wav":
+def check_wav_name(out: Path) -> None:
+    """Refuses what is not the name of a wav file, or could not be one."""
+    if out.suffix.lower() != ".wav":
         raise VallexError(f"{out}: not the name of a wav file; write -o {out.with_suffix('.wav').name}")
-    if out.parent.exists() and not out.parent.is_dir():
-        raise VallexError(f"{out}: {out.parent} is a file, not a folder; choose another place")
+    check_writable(out)
+
+
+def check_writable(file: Path) -> None:
+    """Refuses a file that could not be written, before minutes are spent on making it."""
+    if file.is_dir():
+        raise VallexError(f"{file}: a folder; give the name of a file to write")
+    if file.parent.exists() and not file.parent.is_dir():
+        raise VallexError(f"{file}: {file.parent} is a file, not a folder; choose another place")
 
 
 def report_speech(speech, out: Path, is_toy: bool) -> None:

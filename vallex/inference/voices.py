@@ -52,8 +52,10 @@ def voice_from_recording(
 def find_transcript(recording: Path, given: str | None) -> str:
     """What is said in a recording: as given, else from a text file of its name beside it.
 
-    errors: PromptError where there is neither
+    errors: PromptError where there is neither, or no recording
     """
+    if not recording.exists():
+        raise PromptError(f"{recording}: there is no such recording")
     if given is not None:
         return given
     beside = [recording.with_suffix("").with_suffix(suffix) for suffix in TRANSCRIPT_SUFFIXES]

@@ -6,6 +6,8 @@ Names load on first use: the tokenizer needs no torch, and a language's librarie
 import importlib
 
 _EXPORTS = {
+    "PHONEMIZERS": "vallex.text.phonemizers",
+    "Phonemized": "vallex.text.phonemized",
     "PhonemeTokenizer": "vallex.text.tokenizer",
     "PhonemeEncoding": "vallex.text.tokenizer",
     "TextCollator": "vallex.text.collation",

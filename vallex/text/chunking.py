@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vallex.errors import TextError
-from vallex.languages import Language
+from vallex.languages import Language, tag_of
 from vallex.text.sentences import split_sentences
 from vallex.text.tokenizer import PhonemeTokenizer
 
 _SLOW_PHONEMES_PER_SEC = {Language.EN: 8.0, Language.ZH: 16.0, Language.JA: 12.0}
+_SLOWEST = min(_SLOW_PHONEMES_PER_SEC.values())  # of a language that nobody has measured
 
 _CLAUSE_START = re.compile(r"(?<=[,;:，、；：—–])(?=[^\x21-\x7e])")
 _WORD_START = re.compile(r"(?<=\s)(?=\S)")
@@ -28,22 +29,22 @@ Cutter = Callable[[str], list[str]]
 class _Piece:
     """A stretch of the text: its parts, each in one language, and how long it takes to speak."""
 
-    parts: tuple[tuple[Language, str], ...]
+    parts: tuple[tuple[str, str], ...]  # code of the language, text
     sec: float
 
     def tagged(self) -> str:
         """The piece as a text with tags."""
-        merged: list[tuple[Language, str]] = []
+        merged: list[tuple[str, str]] = []
         for language, text in self.parts:
-            if merged and merged[-1][0] is language:
+            if merged and merged[-1][0] == language:
                 merged[-1] = (language, merged[-1][1] + text)
             else:
                 merged.append((language, text))
-        return "".join(f"{lang.tag}{text.strip()}{lang.tag}" for lang, text in merged if text.strip())
+        return "".join(f"{tag_of(lang)}{text.strip()}{tag_of(lang)}" for lang, text in merged if text.strip())
 
 
 def split_for_speech(
-    tokenizer: PhonemeTokenizer, text: str, max_speech_sec: float, language: Language | str | None = None
+    tokenizer: PhonemeTokenizer, text: str, max_speech_sec: float, language: str | None = None
 ) -> list[str]:
     """A text as texts with tags, each spoken in about `max_speech_sec` seconds or less.
 
@@ -62,7 +63,7 @@ def split_for_speech(
 
 
 def _fitting(
-    tokenizer: PhonemeTokenizer, language: Language, text: str, cutters: list[Cutter], max_sec: float
+    tokenizer: PhonemeTokenizer, language: str, text: str, cutters: list[Cutter], max_sec: float
 ) -> list[_Piece]:
     """`text` in pieces of at most `max_sec`, cut as coarsely as that allows."""
     sec = _speech_sec(tokenizer, language, text)
@@ -102,18 +103,18 @@ def _packed(pieces: list[_Piece], max_sec: float) -> list[_Piece]:
     return packed[::-1]
 
 
-def _speech_sec(tokenizer: PhonemeTokenizer, language: Language, text: str) -> float:
+def _speech_sec(tokenizer: PhonemeTokenizer, language: str, text: str) -> float:
     if not text.strip():
         return 0.0
     try:
-        return len(tokenizer.encode(text, language).ids) / _SLOW_PHONEMES_PER_SEC[language]
+        return len(tokenizer.encode(text, language).ids) / _SLOW_PHONEMES_PER_SEC.get(language, _SLOWEST)
     except TextError:  # nothing to say in this part of it
         return 0.0
 
 
-def _words_of(language: Language) -> Cutter:
-    if language is Language.ZH:
+def _words_of(language: str) -> Cutter:
+    if language == Language.ZH:
         from vallex.text.mandarin import split_words  # not before a Chinese text needs it
 
         return split_words
-    return _PHRASE_START.split if language is Language.JA else _WORD_START.split
+    return _PHRASE_START.split if language == Language.JA else _WORD_START.split

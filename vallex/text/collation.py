@@ -8,16 +8,22 @@ from collections.abc import Sequence
 import torch
 
 from vallex.errors import TextError
-from vallex.languages import Language
+from vallex.languages import RELEASED_LANGUAGES
 from vallex.text.symbols import BOS_ID, EOS_ID, PAD_ID
 
 
 class TextCollator:
-    """Pads rows of phoneme ids with PAD, and puts BOS before and EOS after each if asked to."""
+    """Pads rows of phoneme ids with PAD, and puts BOS before and EOS after each if asked to.
 
-    def __init__(self, bos: bool = False, eos: bool = False):
+    language_codes: the languages of the model that is collated for, in the order of its embedding
+    """
+
+    def __init__(
+        self, bos: bool = False, eos: bool = False, language_codes: Sequence[str] = RELEASED_LANGUAGES
+    ):
         self.bos = bos
         self.eos = eos
+        self.language_codes = tuple(language_codes)
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """A batch of texts.
@@ -45,10 +51,12 @@ class TextCollator:
 
         Raises TextError where a row is empty or a code unknown.
         """
-        ids = {language.code: language.embedding_id for language in Language}
+        ids = {code: row for row, code in enumerate(self.language_codes)}
         unknown = sorted({str(code) for row in rows for code in row if code not in ids})
         if unknown:
-            raise TextError(f"language {', '.join(unknown)} is not one of {', '.join(ids)}")
+            raise TextError(
+                f"language {', '.join(unknown)} is not one of {', '.join(ids)}, which this model speaks"
+            )
         coded = [[ids[code] for code in row] for row in _checked(rows, "languages")]
         return _padded([row[:1] * self.bos + row + row[-1:] * self.eos for row in coded], 0)
 

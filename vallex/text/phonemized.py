@@ -1,6 +1,6 @@
 """What a language's front end returns: its phonemes, and what of the text is not in them.
 
-A front end is one function of a text to this; `tokenizer.PHONEMIZERS` has one entry a language.
+A front end is one function of a text to this; `phonemizers.py` knows the one of each language.
 """
 
 from dataclasses import dataclass

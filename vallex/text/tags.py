@@ -4,27 +4,31 @@ Two capitals in brackets are always a tag, so that a mistyped one is an error an
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from vallex.errors import TextError
-from vallex.languages import Language
+from vallex.languages import RELEASED_LANGUAGES, tag_of
 
 _TAG = re.compile(r"\[([A-Z]{2})\]")
 _MAX_FAULTS_SHOWN = 5
-_TAGGED = ", ".join(f"{language.tag}…{language.tag}" for language in Language)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text in one language; None where no tag says which."""
+    """A stretch of text in one language, by its code; None where no tag says which."""
 
     text: str
-    language: Language | None
+    language: str | None
     start: int  # index of its first character in the whole text
 
 
-def split_tags(text: str, untagged_allowed: bool = False) -> list[Segment]:
+def split_tags(
+    text: str, known: Collection[str] = RELEASED_LANGUAGES, untagged_allowed: bool = False
+) -> list[Segment]:
     """The stretches of `text` in their order, without the tags and the white space and `_` between them.
+
+    known: codes of the languages that have a tag
 
     Raises TextError with every fault and its place: a tag that is unknown, empty, nested or not closed,
     and text outside tags unless `untagged_allowed`.
@@ -33,6 +37,7 @@ def split_tags(text: str, untagged_allowed: bool = False) -> list[Segment]:
     faults: list[str] = []
     opening: re.Match | None = None
     position = 0
+    tagged = ", ".join(f"{tag_of(code)}…{tag_of(code)}" for code in known)
 
     def take_untagged(end: int) -> None:
         between = text[position:end]
@@ -43,19 +48,19 @@ def split_tags(text: str, untagged_allowed: bool = False) -> list[Segment]:
         else:
             start = position + len(between) - len(between.lstrip())
             faults.append(
-                f"text outside tags {_place(text, start)}: put it in {_TAGGED}, or give its language"
+                f"text outside tags {_place(text, start)}: put it in {tagged}, or give its language"
             )
 
     for tag in _TAG.finditer(text):
-        if tag[1].lower() not in {language.code for language in Language}:
-            faults.append(f"unknown tag {tag[0]} {_place(text, tag.start())}: use {_TAGGED}")
+        if tag[1].lower() not in known:
+            faults.append(f"unknown tag {tag[0]} {_place(text, tag.start())}: use {tagged}")
         elif opening is None:
             take_untagged(tag.start())
             opening, position = tag, tag.end()
         elif tag[0] == opening[0]:
             inside = text[position : tag.start()]
             if inside.strip():
-                segments.append(Segment(inside, Language.from_code(tag[1].lower()), position))
+                segments.append(Segment(inside, tag[1].lower(), position))
             else:
                 faults.append(f"nothing in {tag[0]}{tag[0]} {_place(text, opening.start())}: put text in it")
             opening, position = None, tag.end()

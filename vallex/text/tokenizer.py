@@ -4,12 +4,9 @@ Ids are looked up by the `tokenizers` library, so that another tokenizer file ca
 follow its character offsets, because a file with merges gives fewer tokens than characters.
 """
 
-import functools
 import hashlib
-import importlib
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,18 +15,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import Whitespace
 
 from vallex.errors import TextError
-from vallex.languages import Language
 from vallex.text.detection import detect_languages
-from vallex.text.phonemized import Phonemized
+from vallex.text.phonemizers import known_languages, phonemize
 from vallex.text.symbols import SPACE_SYMBOL, SPECIAL_TOKENS, released_vocabulary
 from vallex.text.tags import Segment, split_tags
-
-# Where each language's front end lives: imported when a text first needs it. A new language is one entry.
-PHONEMIZERS = {
-    Language.EN: ("vallex.text.english", "english_to_phonemes"),
-    Language.ZH: ("vallex.text.mandarin", "mandarin_to_phonemes"),
-    Language.JA: ("vallex.text.japanese", "japanese_to_phonemes"),
-}
 
 _SENTENCE_FINAL = ".,!?-…~"
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -40,7 +29,7 @@ class PhonemeEncoding:
     """A text as the model reads it, and what of it the model will not hear."""
 
     ids: list[int]
-    languages: list[str]  # "en", "zh" or "ja", one a token
+    languages: list[str]  # "en", "zh", "ja" or the code of an added language, one a token
     phonemes: str
     unknown: list[str]  # phoneme symbols that became [UNK], each once
     unknown_words: list[str]  # words that no dictionary has, left as letters with a `*`
@@ -59,7 +48,7 @@ class PhonemeTokenizer:
     def __init__(self, path: Path | str | None = None, unknown_words: str = "keep"):
         if unknown_words not in ("keep", "spell"):
             raise TextError(f"unknown_words {unknown_words!r} is not one of keep, spell: give one of them")
-        self._spell_unknown = unknown_words == "spell"
+        self.unknown_words = unknown_words
         self._tokenizer = _released_tokenizer() if path is None else _read_tokenizer(Path(path))
 
     @property
@@ -69,11 +58,11 @@ class PhonemeTokenizer:
         deciding = {"vocabulary": self._tokenizer.get_vocab(), "merges": model.get("merges", [])}
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
-    def encode(self, text: str, language: Language | str | None = None) -> PhonemeEncoding:
+    def encode(self, text: str, language: str | None = None) -> PhonemeEncoding:
         """The phoneme ids of a text with tags, `[EN]Hello.[EN]`.
 
-        language: of what stands outside tags: "en", "zh", "ja", or "auto" to decide by its script; None
-        allows only white space and `_` there.
+        language: of what stands outside tags: "en", "zh", "ja", an added one, or "auto" to decide between
+        the first three by script; None allows only white space and `_` there.
 
         Raises TextError for faulty tags, untagged text of no known language, and a text without sound.
         """
@@ -81,10 +70,10 @@ class PhonemeTokenizer:
         unknown_words: list[str] = []
         dropped = sorted(set(_SURROGATE.findall(text)))
         for segment in self.segments(text, language):
-            said = _phonemize(segment, self._spell_unknown)
+            said = phonemize(segment.text, segment.language, self.unknown_words == "spell")
             closed = _close_sentence(said.phonemes)
             phonemes += closed
-            languages += [segment.language.code] * len(closed)
+            languages += [str(segment.language)] * len(closed)
             unknown_words += said.unknown_words
             dropped += said.dropped
         if not phonemes:
@@ -106,31 +95,25 @@ class PhonemeTokenizer:
             dropped=dropped,
         )
 
-    def segments(self, text: str, language: Language | str | None = None) -> list[Segment]:
+    def segments(self, text: str, language: str | None = None) -> list[Segment]:
         """The stretches of a text, each in one language: what its tags say, `language` or what is detected.
 
         Raises TextError as `encode` does, but for a text without sound.
         """
-        given = _given_language(language)
-        segments = split_tags(_SURROGATE.sub("", text), untagged_allowed=given is not None)
+        known = known_languages()
+        if language not in (None, "auto", *known):
+            raise TextError(
+                f"language {language!r} is not one of {', '.join([*known, 'auto'])}: give one of them"
+            )
+        segments = split_tags(_SURROGATE.sub("", text), known, untagged_allowed=language is not None)
         return [
             part
             for segment in segments
-            for part in ([segment] if segment.language else _with_language(segment, given))
+            for part in ([segment] if segment.language else _with_language(segment, language))
         ]
 
 
-def _given_language(language: Language | str | None) -> Language | str | None:
-    """A language, "auto" or None."""
-    if language is None or language == "auto" or isinstance(language, Language):
-        return language
-    try:
-        return Language.from_code(language)
-    except ValueError as error:
-        raise TextError(f"language {language!r} is not one of en, zh, ja, auto: give one of them") from error
-
-
-def _with_language(segment: Segment, given: Language | str) -> list[Segment]:
+def _with_language(segment: Segment, given: str) -> list[Segment]:
     """An untagged stretch in the language that was given, or in stretches of those that are detected."""
     stretches = detect_languages(segment.text) if given == "auto" else [(segment.text, given)]
     parts, start = [], segment.start
@@ -138,20 +121,6 @@ def _with_language(segment: Segment, given: Language | str) -> list[Segment]:
         parts.append(Segment(text, language, start))
         start += len(text)
     return parts
-
-
-def _phonemize(segment: Segment, spell_unknown: bool) -> Phonemized:
-    # the front ends know one white space only: the space
-    text = "".join(" " if char.isspace() else char for char in segment.text)
-    return _front_end(segment.language, spell_unknown)(text)
-
-
-@functools.cache
-def _front_end(language: Language, spell_unknown: bool) -> Callable[[str], Phonemized]:
-    module, function = PHONEMIZERS[language]
-    front_end = getattr(importlib.import_module(module), function)
-    # English is the only one whose words can be unknown
-    return functools.partial(front_end, spell_unknown=spell_unknown) if language is Language.EN else front_end
 
 
 def _close_sentence(phonemes: str) -> str:

@@ -7,7 +7,7 @@ eleven runs of noise.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vallex.errors import CheckpointError
 from vallex.files import atomic_write
+from vallex.model.added_languages import extend_languages
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
 from vallex.model.runs import find_run_checkpoint, is_run_folder
@@ -68,13 +69,18 @@ def from_released_name(name: str) -> str:
 
 
 def load_model(
-    path: str | Path, device: torch.device | str = "cpu", *, num_heads: int | None = None
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    num_heads: int | None = None,
+    add_languages: Sequence[str] | Mapping[str, str] = (),
 ) -> VALLE:
     """Loads a model in evaluation mode, in float32, strictly.
 
     path: a released `.pt` (also with trainer objects beside the model, or `module.` before each key), a
         `.safetensors` of vallex, or a run folder (its chosen or best checkpoint)
     num_heads: wins over what the file records; needed where it records none and is not 1024 wide
+    add_languages: codes of languages to teach it, each with the one it begins as (`added_languages.py`)
     errors: CheckpointError, with every missing, unexpected and misshapen key
     """
     path = Path(path)
@@ -88,6 +94,9 @@ def load_model(
             config = recorded if num_heads is None else replace(recorded, num_heads=num_heads)
     model = _build(path, config, state["tensors"])
     model.provenance = provenance
+    if add_languages:
+        with _naming(path):
+            extend_languages(model, add_languages)
     return model.to(device).eval()
 
 

@@ -85,14 +85,19 @@ class Synthesizer:
                 f"this model has {self.model.config.num_quantizers}"
             )
         encoding = self.tokenizer.encode(text, language=settings.language)
-        for redraw in range(settings.max_redraws + 1):
+        # a greedy result is the same whatever the seed
+        is_greedy = settings.temperature == 0 or settings.top_k == 1
+        num_draws = 1 if is_greedy else settings.max_redraws + 1
+        for redraw in range(num_draws):
             result = generate(self.model, self.request(encoding, voice, settings, settings.seed + redraw))
             if len(result.codes) >= MIN_FRAMES:
                 break
         else:
+            what = "greedy decoding" if is_greedy else f"{num_draws} seeds from {settings.seed} on"
+            other = "--temperature 1 without --top-k 1" if is_greedy else "another --seed"
             raise TrainingError(
-                f"nothing was said: {settings.max_redraws + 1} seeds from {settings.seed} on ended at once. "
-                "Try another --seed, a longer text, or an earlier checkpoint"
+                f"nothing was said: {what} ended at once. Try {other}, a longer text, or an earlier "
+                "checkpoint"
             )
         return Speech(
             wav=self.vocoder.decode(result.codes.unsqueeze(0))[0].cpu(),

@@ -58,10 +58,13 @@ def find_transcript(recording: Path, given: str | None) -> str:
         raise PromptError(f"{recording}: there is no such recording")
     if given is not None:
         return given
-    beside = [recording.with_suffix("").with_suffix(suffix) for suffix in TRANSCRIPT_SUFFIXES]
+    beside = [recording.with_name(recording.stem + suffix) for suffix in TRANSCRIPT_SUFFIXES]
     for path in beside:
         if path.is_file():
-            return path.read_text(encoding="utf-8").strip()
+            try:
+                return path.read_text(encoding="utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise PromptError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
     raise PromptError(
         f"{recording}: what is said in it is not known: give it with --text, or put it into "
         f"{beside[-1].name} beside the recording"

@@ -1,6 +1,7 @@
 """Small prepared sets made directly from codes, and tiny random models, so that training needs no codec."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,14 +175,14 @@ def make_config() -> Callable[..., FinetuneConfig]:
     return small_config
 
 
-@pytest.fixture
-def make_spec(tmp_path, tiny_prepared, tiny_checkpoint) -> Callable[..., RunSpec]:
+@pytest.fixture(scope="session")
+def make_spec(tiny_prepared, tiny_checkpoint) -> Callable[..., RunSpec]:
     """A run's spec on the tiny set and model; keywords are RunSpec's."""
 
-    def make(name: str = "run", **changes) -> RunSpec:
+    def make(runs_dir: Path, name: str = "run", **changes) -> RunSpec:
         spec = {
             "name": name,
-            "runs_dir": tmp_path / "runs",
+            "runs_dir": runs_dir,
             "prepared": tiny_prepared,
             "init": tiny_checkpoint,
             "preset": "smoke",
@@ -190,3 +191,14 @@ def make_spec(tmp_path, tiny_prepared, tiny_checkpoint) -> Callable[..., RunSpec
         return RunSpec(**spec | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def read_log() -> Callable[[Path], list[dict]]:
+    """The lines of a run's metrics.jsonl, without what a clock says."""
+
+    def read(run_dir: Path) -> list[dict]:
+        lines = map(json.loads, (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+    return read

@@ -1,0 +1,239 @@
+"""Settings and presets: each preset loads, each setting does something, each fault is named."""
+
+import json
+from dataclasses import fields
+
+import pytest
+
+import finetune.config
+from finetune.config import (
+    OPTIMIZERS,
+    FinetuneConfig,
+    StageConfig,
+    describe_settings,
+    from_dict,
+    preset_about,
+    preset_names,
+    read_preset,
+    resolve_config,
+    setting_names,
+    to_dict,
+)
+from finetune.display import Display
+from finetune.run import finetune as run_finetune
+from vallex.errors import ConfigError
+
+OTHER_VALUES = {
+    "seed": 5,
+    "precision": "bf16",
+    "max_batch_sec": 2.0,
+    "num_buckets": 1,
+    "log_every": 2,
+    "ar.optimizer": "scaled-adam",
+    "ar.lr": 2e-3,
+    "ar.weight_decay": 5.0,
+    "ar.beta1": 0.2,
+    "ar.beta2": 0.2,
+    "ar.schedule": "constant",
+    "ar.warmup_steps": 0,
+    "ar.max_epochs": 1,
+    "ar.max_steps": 5,
+    "ar.accumulate": 1,
+    "ar.clip_norm": 0.01,
+    "ar.dropout": 0.0,
+    "ar.validate_every": 3,
+}
+"""Of each setting another value than the tests' own runs have."""
+
+
+@pytest.fixture
+def write_preset(tmp_path, monkeypatch):
+    """Puts one preset in the place of those that are shipped."""
+
+    def write(text: str) -> str:
+        (tmp_path / "own.toml").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(finetune.config, "PRESETS_FOLDER", tmp_path)
+        return "own"
+
+    return write
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_when_shipped_then_loads_and_says_when_to_take_it(name):
+    config = resolve_config(name)
+    assert preset_about(name)
+    tree = to_dict(config)
+    for key, value in read_preset(name).items():
+        stage, _, own = key.rpartition(".")
+        assert (tree[stage] if stage else tree)[own] == value
+    assert from_dict(json.loads(json.dumps(tree))) == config
+
+
+def test_preset_names_when_listed_then_has_smoke_and_small():
+    assert {"smoke", "small"} <= set(preset_names())
+
+
+def test_preset_smoke_when_resolved_then_thirty_steps_a_stage():
+    config = resolve_config("smoke")
+    assert (config.ar.max_steps, config.nar.max_steps) == (30, 30)
+
+
+@pytest.fixture(scope="module")
+def train(make_spec, make_config, read_log, tmp_path_factory):
+    """Trains the tiny model with other settings than usual, and returns the log."""
+
+    def train_and_read(stages=("ar",), **changes):
+        spec = make_spec(tmp_path_factory.mktemp("runs"), config=make_config(**changes), stages=stages)
+        run_finetune(spec, Display())
+        return read_log(spec.runs_dir / spec.name)
+
+    return train_and_read
+
+
+@pytest.fixture(scope="module")
+def usual_log(train):
+    return train()
+
+
+@pytest.mark.parametrize("name", [name for name in setting_names() if not name.startswith("nar.")])
+def test_setting_when_changed_then_the_run_changes(name, train, usual_log):
+    stage, _, key = name.rpartition(".")
+    change = {key: OTHER_VALUES[name]}
+    assert train(**({stage: change} if stage else change)) != usual_log
+
+
+def test_setting_of_the_nar_when_changed_then_the_ar_is_as_before(train):
+    usual, other = train(("ar", "nar")), train(("ar", "nar"), nar={"lr": 5e-3})
+    for stage, is_same in (("ar", True), ("nar", False)):
+        lines = [[line for line in log if line["stage"] == stage] for log in (usual, other)]
+        assert (lines[0] == lines[1]) == is_same
+
+
+def test_setting_names_when_listed_then_has_every_field_of_both_dataclasses():
+    expected = {f.name for f in fields(FinetuneConfig)} - {"ar", "nar"}
+    expected |= {f"{stage}.{f.name}" for stage in ("ar", "nar") for f in fields(StageConfig)}
+    assert set(setting_names()) == expected
+
+
+def test_describe_settings_when_listed_then_has_each_once_with_its_default():
+    rows = describe_settings()
+    names = [row[0] for row in rows]
+    assert len(set(names)) == len(names)
+    assert set(names) == {name.rpartition(".")[2] for name in setting_names()}
+    assert all(help_text for *_, help_text in rows)
+    by_name = {name: (default, allowed) for name, default, allowed, _ in rows}
+    assert by_name["lr"] == ("1e-05", "a number of at least 0")
+    assert by_name["max_steps"] == ("none", "a whole number of at least 1, or none")
+    assert by_name["optimizer"] == ("adamw", ", ".join(OPTIMIZERS))
+
+
+def test_override_when_both_stages_have_it_then_sets_both():
+    config = resolve_config("small", ["dropout=0.25"])
+    assert (config.ar.dropout, config.nar.dropout) == (0.25, 0.25)
+
+
+def test_override_when_dotted_then_sets_one():
+    config = resolve_config("small", ["ar.lr=2e-4", "seed=7"])
+    assert (config.ar.lr, config.nar.lr, config.seed) == (2e-4, resolve_config("small").nar.lr, 7)
+
+
+def test_override_when_given_twice_then_the_last_counts():
+    assert resolve_config("small", ["seed=1", "seed=2"]).seed == 2
+
+
+def test_override_when_none_is_allowed_then_takes_it():
+    assert resolve_config("smoke", ["ar.max_steps=none"]).ar.max_steps is None
+
+
+def test_override_with_spaces_around_then_is_the_same():
+    assert resolve_config("smoke", [" seed = 3 "]).seed == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lrr=1"], r"^setting 'lrr' is not known\. Did you mean lr\?$"),
+        (["ar.dropuot=0"], r"setting 'ar\.dropuot' is not known\. Did you mean ar\.dropout\?"),
+        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, precision, .*, validate_every\.$"),
+        (["lr"], r"--set 'lr' has no '='; write it as key=value, as in lr=1e-5"),
+        (["seed=abc"], r"seed is 'abc'; it must be a whole number of at least 0"),
+        (["seed=-1"], r"seed is '-1'; it must be a whole number of at least 0"),
+        (["seed=1.5"], r"seed is '1\.5'; it must be a whole number"),
+        (["ar.dropout=0.95"], r"ar\.dropout is '0\.95'; it must be a number of at least 0, at most 0\.9"),
+        (["ar.lr=nan"], r"ar\.lr is 'nan'; it must be a number of at least 0"),
+        (["ar.lr=inf"], r"ar\.lr is 'inf'; it must be a number of at least 0"),
+        (["ar.max_steps=0"], r"ar\.max_steps is '0'; it must be a whole number of at least 1, or none"),
+        (["seed=none"], r"seed is 'none'; it must be a whole number of at least 0$"),
+        (["ar.schedule=cosin"], r"ar\.schedule is 'cosin'; it must be one of .*noam.* Did you mean cosine\?"),
+        (["precision=int8"], r"precision is 'int8'; it must be one of fp32, bf16, fp16"),
+        (["lrr=1", "seed=x", "ar.dropout=2"], r"'lrr' is not known.*; ar\.dropout is '2'.*; seed is 'x'"),
+    ],
+)
+def test_override_when_wrong_then_every_fault_is_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_config("smoke", overrides)
+
+
+def test_optimizer_when_another_without_a_rate_then_one_is_proposed():
+    with pytest.raises(ConfigError, match=r"nar\.optimizer is scaled-adam and nar\.lr is not given.*1e-4"):
+        resolve_config("small", ["nar.optimizer=scaled-adam", "ar.lr=1e-5"])
+
+
+def test_optimizer_when_another_with_a_rate_or_the_same_then_is_taken():
+    assert resolve_config("small", ["nar.optimizer=adam", "lr=1e-4"]).nar.optimizer == "adam"
+    assert resolve_config("small", ["optimizer=adamw"]) == resolve_config("small")
+
+
+def test_optimizer_when_unknown_then_no_rate_is_asked_for():
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("small", ["ar.optimizer=adamx"])
+    assert str(caught.value).startswith("ar.optimizer is 'adamx'; it must be one of adamw")
+    assert "is not given" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smal", r"preset 'smal' is not known; there are .*small.*\. Did you mean small\?"),
+        ("../presets/small", r"preset '\.\./presets/small' is not known"),
+        ("", r"preset '' is not known"),
+    ],
+)
+def test_preset_when_unknown_then_lists_them_and_offers_the_nearest(name, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_config(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learn = 1", r"preset own: learn is not a setting"),
+        ("[na]\nlr = 1", r"preset own: na is not a setting"),
+        ("[nar]\nlearn = 1", r"setting 'nar\.learn' is not known"),
+        ("lr = true", r"ar\.lr is True; it must be a number"),
+        ("max_epochs = inf", r"ar\.max_epochs is inf; it must be a whole number"),
+        ("max_epochs = 2.5", r"ar\.max_epochs is 2\.5; it must be a whole number"),
+    ],
+)
+def test_preset_when_its_file_is_wrong_then_says_where(write_preset, text, message):
+    name = write_preset(text)
+    with pytest.raises(ConfigError, match=message):
+        resolve_config(name)
+
+
+def test_preset_when_a_stage_has_its_own_value_then_it_wins(write_preset):
+    config = resolve_config(write_preset("lr = 1e-3\n[nar]\nlr = 1e-4"))
+    assert (config.ar.lr, config.nar.lr) == (1e-3, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"seed": "x"}, "seed is 'x'"),
+        ({"ar": {"what": 1}}, r"setting 'ar\.what' is not known"),
+        ({"ar": {"lr": None}}, r"ar\.lr is None; it must be a number of at least 0"),
+    ],
+)
+def test_from_dict_when_wrong_then_says_where(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        from_dict(tree)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vallex.errors import PromptError
 from vallex.files import atomic_write
-from vallex.languages import Language
+from vallex.languages import RELEASED_LANGUAGES, Language, is_language_code
 
 NUM_CODEBOOKS = 8
 NUM_CODES = 1024
@@ -33,7 +33,8 @@ MAX_TEXT_TOKENS = 2048
 _MAX_ARRAY_BYTES = 1 << 20
 _MAX_FILE_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 256
-_ARRAYS = ("audio_tokens", "text_tokens", "lang_code")  # of the released format
+_ARRAYS = ("audio_tokens", "text_tokens")  # of the released format, and one of the next two
+_LANGUAGES = ("lang_code", "language")  # a number of the released three; the code of an added language
 _RECORDS = ("toy", "transcript")  # what vallex adds
 
 
@@ -43,19 +44,20 @@ class VoicePrompt:
 
     codes: [P, 8] int64, EnCodec codes 0..1023 at 75 frames a second
     text: [S] int64, phoneme ids of what is said, 0..2047
-    language: the language that is spoken
+    language: code of the language that is spoken
     toy: made with toy weights, so that the codes are noise to the released model
     transcript: what is said, in letters; "" where it is not known, as in the released prompts
     """
 
     codes: Tensor
     text: Tensor
-    language: Language
+    language: str
     toy: bool = False
     transcript: str = ""
 
     def __post_init__(self):
         faults = _code_faults(self.codes[None]) + _text_faults(self.text[None])
+        faults += _language_faults("language", self.language)
         if faults:
             raise PromptError("; ".join(faults))
 
@@ -75,22 +77,28 @@ def load_prompt(path: Path | str) -> VoicePrompt:
     return VoicePrompt(
         codes=torch.from_numpy(arrays["audio_tokens"][0].astype(np.int64)),
         text=torch.from_numpy(arrays["text_tokens"][0].astype(np.int64)),
-        language=Language.from_prompt_code(arrays["lang_code"].item()),
+        language=arrays["language"].item()
+        if "language" in arrays
+        else Language.from_prompt_code(arrays["lang_code"].item()),
         toy=bool(arrays["toy"].item()) if "toy" in arrays else False,
         transcript=arrays["transcript"].item() if "transcript" in arrays else "",
     )
 
 
 def save_prompt(path: Path | str, prompt: VoicePrompt) -> None:
-    """Writes a prompt that the original code reads too: it looks up its three arrays and no others."""
+    """Writes a prompt; the original code reads it too, unless it is in a language that it does not know."""
+    if prompt.language in RELEASED_LANGUAGES:
+        language = {"lang_code": np.int32(Language(prompt.language).prompt_code)}
+    else:
+        language = {"language": np.str_(prompt.language)}
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             audio_tokens=prompt.codes[None].long().cpu().numpy(),
             text_tokens=prompt.text[None].long().cpu().numpy(),
-            lang_code=np.int32(prompt.language.prompt_code),
             toy=np.bool_(prompt.toy),
             transcript=np.str_(prompt.transcript),
+            **language,
         )
 
 
@@ -138,7 +146,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise _unusable(path, f"{num_bytes} bytes; a voice prompt has at most {_MAX_FILE_BYTES}")
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in _ARRAYS + _RECORDS if f"{name}.npy" in archive.NameToInfo]
+            names = [name for name in _ARRAYS + _LANGUAGES + _RECORDS if f"{name}.npy" in archive.NameToInfo]
             return {name: _read_array(archive, name) for name in names}
     except ValueError as error:
         raise _unusable(path, str(error)) from error
@@ -180,8 +188,13 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 def _array_faults(arrays: dict[str, np.ndarray]) -> list[str]:
     """What is missing among the arrays of a file, and what is wrong with those that are there."""
     faults = [f"it has no array {name}" for name in _ARRAYS if name not in arrays]
+    named = [name for name in _LANGUAGES if name in arrays]
+    if len(named) != 1:
+        faults.append(
+            f"it has {' and '.join(named)}, and needs one of them" if named else "it has no array lang_code"
+        )
     for name, array in arrays.items():
-        kinds = {"toy": "biu", "transcript": "U"}.get(name, "iu")
+        kinds = {"toy": "biu", "transcript": "U", "language": "U"}.get(name, "iu")
         if array.dtype.kind not in kinds:
             needed = "text is" if kinds == "U" else "whole numbers are"
             faults.append(f"{name} is of dtype {array.dtype}; {needed} needed")
@@ -191,8 +204,8 @@ def _array_faults(arrays: dict[str, np.ndarray]) -> list[str]:
             faults += _text_faults(array)
         elif array.size != 1:
             faults.append(f"{name} is {list(array.shape)}; one value is needed")
-        elif name == "lang_code":
-            faults += _language_faults(array.item())
+        elif name in _LANGUAGES:
+            faults += _language_faults(name, array.item())
     return faults
 
 
@@ -224,9 +237,12 @@ def _range_faults(what: str, values: Tensor | np.ndarray, end: int) -> list[str]
     return [] if low >= 0 and high < end else [f"{what} run from {low} to {high}; 0 to {end - 1} are allowed"]
 
 
-def _language_faults(lang_code: int) -> list[str]:
+def _language_faults(name: str, value: int | str) -> list[str]:
+    if name == "language":
+        known = is_language_code(value)
+        return [] if known else [f"language is {value!r}; two small letters are needed, as in 'en'"]
     try:
-        Language.from_prompt_code(lang_code)
+        Language.from_prompt_code(value)
     except ValueError as error:
         return [str(error)]
     return []

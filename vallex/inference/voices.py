@@ -8,7 +8,6 @@ from vallex.codec.audio import load_audio
 from vallex.codec.encodec import EncodecCodec
 from vallex.errors import PromptError
 from vallex.inference.prompts import VoicePrompt, find_prompt, load_prompt
-from vallex.languages import Language
 from vallex.text import PhonemeTokenizer
 
 MIN_PROMPT_SEC = 0.5
@@ -43,7 +42,7 @@ def voice_from_recording(
     return VoicePrompt(
         codes=codes,
         text=torch.tensor(encoding.ids),
-        language=Language.from_code(languages[0]),
+        language=languages[0],
         toy=codec.is_toy,
         transcript=transcript,
     )

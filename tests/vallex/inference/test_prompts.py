@@ -3,6 +3,7 @@
 import io
 import struct
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,38 @@ def test_save_prompt_writes_the_arrays_of_the_released_format(anna, shared):
         assert arrays[name].dtype == released[name].dtype
     assert int(arrays["lang_code"]) == 1  # Japanese
     assert arrays["transcript"].item() == ""
+
+
+def test_save_prompt_of_an_added_language_keeps_its_code_and_no_number_of_another(anna):
+    prompt = replace(make_prompt(), language="ko")
+    save_prompt(anna, prompt)
+    assert load_prompt(anna).language == "ko"
+    arrays = np.load(anna)
+    assert arrays["language"].item() == "ko"
+    assert "lang_code" not in arrays.files
+
+
+@pytest.mark.parametrize(
+    ("languages", "expected"),
+    [
+        ({}, "it has no array lang_code"),
+        ({"lang_code": np.int32(2), "language": np.str_("ko")}, "it has lang_code and language, and needs"),
+        ({"language": np.str_("korean")}, "language is 'korean'; two small letters are needed, as in 'en'"),
+        ({"language": np.int32(3)}, "language is of dtype int32; text is needed"),
+        ({"language": np.array(["ko", "ja"])}, r"language is \[2\]; one value is needed"),
+    ],
+)
+def test_load_prompt_with_a_wrong_language_says_what_is_needed(anna, languages, expected):
+    arrays = released_arrays()
+    del arrays["lang_code"]
+    np.savez(anna, **arrays | languages)
+    with pytest.raises(PromptError, match=expected):
+        load_prompt(anna)
+
+
+def test_voice_prompt_with_a_language_that_is_no_code_says_so():
+    with pytest.raises(PromptError, match="language is 'Korean'; two small letters are needed"):
+        replace(make_prompt(), language="Korean")
 
 
 def test_voice_prompt_with_bad_codes_and_text_names_both():

@@ -23,6 +23,9 @@ PRESETS_FOLDER = Path(__file__).parent / "presets"
 PROPOSED_LR = {"adamw": "1e-5", "adam": "1e-5", "scaled-adam": "1e-4"}
 """Where to begin with an optimizer: rates of one optimizer mean nothing to another."""
 
+OTHER_NAMES = {"learning_rate": "lr", "batch_size": "max_batch_sec", "grad_clip": "clip_norm"}
+"""What others call some settings, too unlike ours to be taken for a slip."""
+
 
 def setting(default, help: str, *, low=None, high=None, choices: Sequence[str] = ()):
     """A field with what `--set` needs to know of it."""
@@ -220,7 +223,8 @@ def _unknown_setting(text: str, key: str, separator: str) -> str:
     if not separator:
         return f"--set {text!r} has no '='; write it as key=value, as in lr=1e-5"
     known = [*setting_names(), *(f.name for f in fields(StageConfig))]
-    hint = _nearest_hint(key, known)
+    meant = OTHER_NAMES.get(key.rpartition(".")[2].strip())
+    hint = f" Did you mean {meant}?" if meant else _nearest_hint(key, known)
     listed = ", ".join(dict.fromkeys(name.partition(".")[2] or name for name in known))
     return f"setting {key!r} is not known.{hint or f' There are {listed}.'}"
 

@@ -4,7 +4,9 @@ Cells are Text, never markup: a run called `[red]` is shown as it is called.
 """
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -17,27 +19,21 @@ _STATUS_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrup
 
 
 def runs_table(log: RunLog) -> Group:
-    """A row a run and phase; what was passed over stands below."""
-    table = _table("Runs")
+    """A row a run and phase, the oldest run first; what was passed over stands below."""
+    # no lines between columns: the name of a run that was given none fits into 80 characters
+    table = Table(title="Runs", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("run", overflow="fold")
     for heading in ("phase", "status"):
         table.add_column(heading)
-    for heading in ("steps", "base loss", "best loss", "base top-10", "best top-10"):
+    for heading in ("steps", "base\nloss", "best\nloss", "base\ntop-10", "best\ntop-10"):
         table.add_column(heading, justify="right")
     for result in log.results:
-        # the oldest first; when each began is in `runs show`, the width here is the name's
-        label = run_label(result, separator="\n")
-        if not result.phases:
-            table.add_row(label, "-", _status(result.status), *["-"] * 5)
-        for row in rows([result]):
-            loss_and_top10 = [
-                _number(row[key]) for key in ("base_loss", "best_loss", "base_top10", "best_top10")
-            ]
-            table.add_row(
-                label, Text(row["phase"]), _status(row["status"]), str(row["steps"]), *loss_and_top10
-            )
-            label = Text("")
-    return Group(table, *_toy_note(log.results), *[Text(f"passed over: {line}") for line in log.damaged])
+        for row in _runs_rows(result):
+            table.add_row(*row)
+    below = [*_toy_note(log.results), *[Text(f"passed over: {line}") for line in log.damaged]]
+    if not log.results:
+        return Group(Text("No runs here yet. Begin one: vallex finetune PREPARED --preset smoke"), *below)
+    return Group(table, *below)
 
 
 def run_tables(result: RunResult) -> Group:
@@ -55,7 +51,8 @@ def run_tables(result: RunResult) -> Group:
     if result.chosen:
         facts.add_row("chosen", Text(result.chosen))
     for name, values in (("init", result.init), ("data", result.data), ("versions", result.versions)):
-        facts.add_row(name, Text("\n".join(f"{key}: {value}" for key, value in values.items())))
+        known = [f"{key}: {value}" for key, value in values.items() if value is not None]
+        facts.add_row(name, Text("\n".join(known)))
 
     phases = _table("Validation, loss in nats per target")
     for heading in ("phase", "status", "weights"):
@@ -84,15 +81,16 @@ def comparison_tables(comparison: Comparison) -> Group:
         settings.add_row(Text(name), *[Text("-" if value is None else str(value)) for value in values])
     for row in comparison.metrics:
         cells = [_metric_cell(row["metric"], row[side]) for side in ("a", "b")]
-        metrics.add_row(row["phase"], row["metric"].replace("_", " "), *cells)
+        name = row["metric"].replace("_", " ").replace("top10", "top-10").replace("seconds", "time")
+        metrics.add_row(row["phase"], name, *cells)
     differing = settings if comparison.settings else Text("No setting differs.")
     return Group(differing, metrics, *_toy_note(runs))
 
 
-def run_label(result: RunResult, separator: str = " ") -> Text:
+def run_label(result: RunResult) -> Text:
     """The name of a run, and whether it was made with toy weights."""
     label = Text(result.name)
-    return label.append(f"{separator}({TOY_MARK})", style="yellow") if result.toy else label
+    return label.append(" ").append_text(_toy_mark(result)) if result.toy else label
 
 
 def format_seconds(seconds: float) -> str:
@@ -109,6 +107,25 @@ def _table(title: str, show_header: bool = True) -> Table:
 
 def _toy_note(results: Sequence[RunResult]) -> list[Text]:
     return [Text(TOY_NOTE, style="yellow")] if any(result.toy for result in results) else []
+
+
+def _toy_mark(result: RunResult) -> Text:
+    return Text(f"({TOY_MARK})" if result.toy else "", style="yellow")
+
+
+def _runs_rows(result: RunResult) -> list[Sequence[str | Text]]:
+    """The rows of a run; its toy mark is below its name, beside the second phase where there is one."""
+    figures = [
+        (
+            Text(row["phase"]),
+            _status(row["status"]),
+            str(row["steps"]),
+            *(_number(row[key]) for key in ("base_loss", "best_loss", "base_top10", "best_top10")),
+        )
+        for row in rows([result])
+    ] or [("-", _status(result.status), *["-"] * 5)]
+    labels = [Text(result.name), *([_toy_mark(result)] if result.toy else [])]
+    return [(label or "", *row) for label, row in zip_longest(labels, figures, fillvalue=())]
 
 
 def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vallex.codec import Vocoder
-from vallex.errors import CheckpointError, PromptError, TrainingError
-from vallex.inference.prompts import VoicePrompt
+from vallex.errors import CheckpointError, TrainingError
+from vallex.inference.prompts import NUM_CODEBOOKS, VoicePrompt
 from vallex.languages import Language
 from vallex.model.decoding import GenerateRequest, generate
 from vallex.model.network import VALLE
@@ -66,7 +66,16 @@ class Synthesizer:
         self.model = model
         self.vocoder = vocoder
         self.tokenizer = tokenizer
-        self._collator = TextCollator(bos=model.config.text_bos, eos=model.config.text_eos)
+        config = model.config
+        if config.num_quantizers != NUM_CODEBOOKS:
+            raise CheckpointError(
+                f"this model speaks {config.num_quantizers} codebooks; codec and vocoder need "
+                f"{NUM_CODEBOOKS} (EnCodec at 6 kbps). VALLE.generate gives codes, but no sound can be made "
+                "of them here"
+            )
+        self._collator = TextCollator(
+            bos=config.text_bos, eos=config.text_eos, language_codes=config.languages
+        )
         recorded = model.provenance.get("tokenizer")
         if recorded not in (None, tokenizer.fingerprint):
             raise CheckpointError(
@@ -79,11 +88,6 @@ class Synthesizer:
 
         errors: TextError, PromptError; TrainingError where nothing but empty results came
         """
-        if voice is not None and voice.codes.shape[1] != self.model.config.num_quantizers:
-            raise PromptError(
-                f"the voice has {voice.codes.shape[1]} codebooks, "
-                f"this model has {self.model.config.num_quantizers}"
-            )
         encoding = self.tokenizer.encode(text, language=settings.language)
         # a greedy result is the same whatever the seed
         is_greedy = settings.temperature == 0 or settings.top_k == 1
@@ -125,7 +129,7 @@ class Synthesizer:
             if voice is None
             else voice.codes,
             num_prompt_text=num_prompt_text,
-            prompt_language=prompt_language.code,
+            prompt_language=prompt_language,
             text_language=target,
             temperature=settings.temperature,
             top_k=settings.top_k,

@@ -138,7 +138,7 @@ def voice_make(
     codec = load_codec(toy=offline_toy)
     prompt = voice_from_recording(recording, said, codec, PhonemeTokenizer(), language)
     save_prompt(path, prompt)
-    typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language.code}, {len(prompt.text)} phonemes")
+    typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language}, {len(prompt.text)} phonemes")
     if offline_toy:
         typer.echo(f"Made with {TOY_NOTICE}.")
 
@@ -163,7 +163,7 @@ def voice_list(
             typer.echo(f"{path.stem:<20} unusable: {error}")
             continue
         toy = "  (toy weights)" if prompt.toy else ""
-        typer.echo(f"{path.stem:<20} {prompt.seconds:5.1f} s  {prompt.language.code}{toy}")
+        typer.echo(f"{path.stem:<20} {prompt.seconds:5.1f} s  {prompt.language}{toy}")
 
 
 def load_any_model(path: Path | None, offline_toy: bool, heads: int | None):

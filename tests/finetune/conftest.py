@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from finetune.config import FinetuneConfig, StageConfig
-from finetune.data.dataset import Utterance
+from finetune.data.dataset import Utterance, collate_utterances
 from finetune.data.prepared import (
     CODES_FOLDER,
     FORMAT_VERSION,
@@ -21,12 +22,13 @@ from finetune.data.prepared import (
     write_cuts,
     write_info,
 )
+from finetune.results import read_result
 from finetune.run import RunSpec
 from vallex.files import sha256_of
-from vallex.model.checkpoint import save_model
+from vallex.model.checkpoint import load_model, save_model
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
-from vallex.text import PhonemeTokenizer
+from vallex.text import PhonemeTokenizer, TextCollator
 
 FRAME_RATE_HZ = 75
 
@@ -202,3 +204,43 @@ def read_log() -> Callable[[Path], list[dict]]:
         return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def read_weights() -> Callable[[Path], dict[str, torch.Tensor]]:
+    """All weights of a checkpoint by name."""
+
+    def read(path: Path) -> dict[str, torch.Tensor]:
+        return load_model(path).state_dict()
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def assert_same_outcome(read_log, read_weights) -> Callable[[Path, Path], None]:
+    """Two runs have the same log, the same figures and the same checkpoints, bit for bit."""
+
+    def assert_same(run_dir: Path, other_dir: Path) -> None:
+        assert read_log(run_dir) == read_log(other_dir)
+        result, other = (read_result(folder) for folder in (run_dir, other_dir))
+        assert [replace(p, seconds=0.0) for p in result.phases] == [
+            replace(p, seconds=0.0) for p in other.phases
+        ]
+        assert (result.status, result.error) == (other.status, other.error)
+        files, others = (
+            sorted(file.relative_to(folder) for file in folder.rglob("*")) for folder in (run_dir, other_dir)
+        )
+        assert files == others
+        for file in files:
+            if file.suffix == ".safetensors":
+                weights, other_weights = read_weights(run_dir / file), read_weights(other_dir / file)
+                differing = [name for name in weights if not torch.equal(weights[name], other_weights[name])]
+                assert not differing, file
+
+    return assert_same
+
+
+@pytest.fixture
+def tiny_batch(make_utterances) -> Batch:
+    """Two utterances of 20 and 31 frames."""
+    return collate_utterances(make_utterances("anna", [20, 31]), TextCollator())

@@ -4,16 +4,18 @@ Nothing heavy is imported before a verb runs, so that `--help` answers at once. 
 resolved is handed in, because run names belong to the fine-tuning kit.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vallex.errors import CheckpointError, VallexError, WeightsError
+from vallex.errors import CheckpointError, ConfigError, VallexError, WeightsError
+from vallex.sources import CHECKPOINTS_DIR, COMPONENTS, DEFAULT_COMPONENTS
 
 TOY_NOTICE = "toy weights: what you hear is noise"
-RELEASED_CHECKPOINT = Path("checkpoints/vallex-checkpoint.pt")
+RELEASED_CHECKPOINT = COMPONENTS["checkpoint"].paths()[0]
 
 
 def flag(name: str, help: str):
@@ -37,11 +39,61 @@ def add_verbs(app: typer.Typer, resolve_checkpoint: Callable[[str, Path], Path])
 
     resolve_checkpoint: from what a user wrote and the folder of runs to a checkpoint file
     """
+    app.command("download")(download_verb)
     app.command()(say_verb(resolve_checkpoint))
     voice = typer.Typer(help="Saved voices: make one from a recording, list them.", no_args_is_help=True)
     voice.command("make")(voice_make)
     voice.command("list")(voice_list)
     app.add_typer(voice, name="voice")
+
+
+def download_verb(
+    only: Annotated[str | None, typer.Option(metavar="NAME", help=f"One of {', '.join(COMPONENTS)}.")] = None,
+    to: Annotated[Path, typer.Option(help="Where the weights go.")] = CHECKPOINTS_DIR,
+    mirror: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Stands for https://huggingface.co (before HF_ENDPOINT)."),
+    ] = None,
+) -> None:
+    """Fetch weights: the released model, codec and vocoder (1.6 GB). Cut off, it goes on the next time.
+
+    What is there and right is not fetched again. Example: vallex download --only codec
+    """
+    from vallex.download import fetch
+
+    if only not in (None, *COMPONENTS):
+        raise ConfigError(f"--only {only}: not known; it is one of {', '.join(COMPONENTS)}")
+    names = DEFAULT_COMPONENTS if only is None else (only,)
+    files = [file for name in names for file in COMPONENTS[name].files]
+    with download_progress() as on_progress:
+        outcomes = fetch(files, to, mirror=mirror, on_progress=on_progress)
+    for file, outcome in outcomes.items():
+        typer.echo(f"{to / file.name}: {outcome.value}")
+
+
+@contextmanager
+def download_progress() -> Iterator[Callable]:
+    """A bar a file on a terminal, with bytes, rate and time left; nothing elsewhere. Yields what moves it."""
+    from rich import progress as rich_progress
+    from rich.console import Console
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with rich_progress.Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks = {}
+
+        def on_progress(file, num_done: int, num_bytes: int | None) -> None:
+            if file not in tasks:
+                tasks[file] = bars.add_task(file.name)
+            bars.update(tasks[file], completed=num_done, total=num_bytes)
+
+        yield on_progress
 
 
 def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:

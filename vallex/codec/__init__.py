@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from vallex.errors import ConfigError
+from vallex.sources import CHECKPOINTS_DIR, COMPONENTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from vallex.codec.encodec import EncodecCodec
 
 VOCODERS = ("vocos", "encodec")
-CHECKPOINTS_DIR = Path("checkpoints")
 TOY_NOTICE = "toy weights: what you hear is noise"
 
 
@@ -83,10 +83,7 @@ def load_vocoder(
 
 def codec_weights_present(checkpoints_dir: Path | str = CHECKPOINTS_DIR) -> bool:
     """Whether EnCodec and Vocos can be loaded from `checkpoints_dir` without fetching anything."""
-    from vallex.codec.weights import encodec_file, vocos_files
-
-    checkpoints_dir = Path(checkpoints_dir)
-    return all(file.is_file() for file in (encodec_file(checkpoints_dir), *vocos_files(checkpoints_dir)))
+    return all(COMPONENTS[name].is_present(checkpoints_dir) for name in ("codec", "vocoder"))
 
 
 def _refuse_path(path: Path | str | None, taker: str) -> None:

@@ -1,51 +1,25 @@
-"""Where the codec's weights come from: an explicit path, `checkpoints/`, or one fetch into it.
+"""Where the codec's weights come from: an explicit path, `checkpoints/`, or one fetch into it."""
 
-The packages' own loaders do the fetching, but only after a short look whether the source answers:
-by themselves they retry for half a minute, or wait for ever, on a machine without a network.
-"""
-
-import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from vallex.download import obtain
 from vallex.errors import WeightsError
+from vallex.sources import COMPONENTS
 
-ENCODEC_FILE = "encodec_24khz-d7cc33bc.th"
-VOCOS_REPOSITORY = "charactr/vocos-encodec-24khz"
-VOCOS_FOLDER = "vocos-encodec-24khz"
-VOCOS_FILES = ("config.yaml", "pytorch_model.bin")
-PROBE_TIMEOUT_SEC = 5.0
-
-
-def encodec_file(checkpoints_dir: Path) -> Path:
-    """The EnCodec weights under a checkpoints folder."""
-    return checkpoints_dir / ENCODEC_FILE
-
-
-def vocos_files(checkpoints_dir: Path) -> tuple[Path, ...]:
-    """The files of Vocos under a checkpoints folder, laid out as on the hub."""
-    return tuple(checkpoints_dir / VOCOS_FOLDER / name for name in VOCOS_FILES)
+ENCODEC, VOCOS = COMPONENTS["codec"], COMPONENTS["vocoder"]
+ENCODEC_FILE = ENCODEC.files[0].name
+VOCOS_FOLDER = str(Path(VOCOS.files[0].name).parent)
+VOCOS_FILES = tuple(Path(file.name).name for file in VOCOS.files)
 
 
 def obtain_encodec(path: Path | str | None, checkpoints_dir: Path) -> Path:
     """The file of the EnCodec weights: `path` as given, else in `checkpoints_dir`, fetched if need be."""
     if path is not None:
         return _existing(Path(path), f"the EnCodec weights ({ENCODEC_FILE})")
-    file = encodec_file(checkpoints_dir)
-    if not file.exists():
-        from encodec.model import ROOT_URL
-
-        url = ROOT_URL + ENCODEC_FILE
-
-        def download() -> None:
-            # the hash prefix in the name is checked, and a broken download never gets the name
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=file.stem.split("-")[1])
-
-        _fetch(file, url, download)
-    return file
+    return obtain(ENCODEC, checkpoints_dir)[0]
 
 
 def obtain_vocos(path: Path | str | None, checkpoints_dir: Path) -> Path:
@@ -54,15 +28,7 @@ def obtain_vocos(path: Path | str | None, checkpoints_dir: Path) -> Path:
         for name in VOCOS_FILES:
             _existing(Path(path) / name, f"part of a Vocos folder ({' and '.join(VOCOS_FILES)})")
         return Path(path)
-    for file in vocos_files(checkpoints_dir):
-        if not file.exists():
-            from huggingface_hub import hf_hub_download, hf_hub_url
-
-            def download(file: Path = file) -> None:
-                hf_hub_download(VOCOS_REPOSITORY, file.name, local_dir=file.parent)
-
-            _fetch(file, hf_hub_url(VOCOS_REPOSITORY, file.name), download)
-    return checkpoints_dir / VOCOS_FOLDER
+    return obtain(VOCOS, checkpoints_dir)[0].parent
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -110,20 +76,3 @@ def _existing(path: Path, what: str) -> Path:
             f"checkpoints/"
         )
     return path
-
-
-def _fetch(file: Path, url: str, download: Callable[[], None]) -> None:
-    try:
-        with urllib.request.urlopen(
-            urllib.request.Request(url, method="HEAD", headers={"User-Agent": "vallex"}),
-            timeout=PROBE_TIMEOUT_SEC,
-        ):
-            pass
-        file.parent.mkdir(parents=True, exist_ok=True)
-        download()
-    except Exception as error:  # whatever the loaders raise, the ways out are the same
-        reason = getattr(error, "reason", error)
-        raise WeightsError(
-            f"{file}: not there, and it could not be fetched from {url} ({reason}). Put the file there by "
-            f"hand, or use --offline-toy to try things out with weights that make noise"
-        ) from error

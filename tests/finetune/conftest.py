@@ -25,6 +25,7 @@ from finetune.data.prepared import (
 from finetune.results import read_result
 from finetune.run import RunSpec
 from vallex.files import sha256_of
+from vallex.model.batch import Batch
 from vallex.model.checkpoint import load_model, save_model
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE

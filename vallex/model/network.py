@@ -121,6 +121,11 @@ class NonAutoregressiveHalf(Half):
         for head, embedding in zip(self.predict_layers, self.audio_embeddings[2:], strict=False):
             head.weight = embedding.weight
 
+    def untie_heads(self) -> None:
+        """Gives every head weights of its own, with the values that it has now."""
+        for head in self.predict_layers:
+            head.weight = nn.Parameter(head.weight.detach().clone())
+
     def embed_audio(self, audio: NarInput, stage: int) -> Tensor:
         """Sums the embeddings of the codebooks that each frame shows, and places them: [B, L, D] float."""
         embedded = sum(self.audio_embeddings[j](audio.codes[..., j]) for j in range(stage))
@@ -171,6 +176,12 @@ class VALLE(nn.Module):
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.set_rate(dropout)
+
+    def untie_heads(self) -> None:
+        """Gives every NAR head weights of its own; the network computes what it did before."""
+        self._check_nar_stage(None)
+        self.nar.untie_heads()
+        self.config = replace(self.config, share_embedding=False)
 
     def forward(
         self,

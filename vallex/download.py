@@ -153,6 +153,7 @@ def _fetch_one(
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """One download of a file at a time; the second waits, and then finds it there."""
+    made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = target.with_name(f".{target.name}.lock")
     with FileLock(lock):
@@ -162,6 +163,10 @@ def _alone(target: Path) -> Iterator[None]:
             # who waits for it sees that its name is gone, and takes a new one
             with suppress(OSError):
                 lock.unlink()
+            # where nothing came, no empty folder stays
+            with suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
 
 def _fetch_from(url: str, file: WeightFile, target: Path, on_progress: Progress) -> Outcome:

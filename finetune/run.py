@@ -3,9 +3,9 @@
 import datetime
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from finetune.run_folder import RunFolder
 from finetune.train import StopRequest, TrainState, make_accelerator, train_stage
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
 from vallex.files import remove_temporaries, sha256_of
+from vallex.model.added_languages import extend_languages
 from vallex.model.checkpoint import load_model
 from vallex.model.network import VALLE
 from vallex.model.runs import is_run_folder
@@ -32,6 +33,7 @@ class RunSpec:
 
     init: the checkpoint to begin with; None is the toy model, which `offline_toy` must have asked for
     stages: "ar", "nar" or both, in this order
+    add_languages: codes of languages to teach the checkpoint, each with the one that it begins as
     """
 
     name: str
@@ -42,6 +44,7 @@ class RunSpec:
     config: FinetuneConfig
     stages: tuple[str, ...] = STAGES
     offline_toy: bool = False
+    add_languages: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self) -> dict:
         """What is written to config.json, and what a resumed run must agree with."""
@@ -51,6 +54,7 @@ class RunSpec:
             "init": None if self.init is None else str(self.init.resolve()),
             "stages": list(self.stages),
             "offline_toy": self.offline_toy,
+            "add_languages": dict(self.add_languages),
             "settings": to_dict(self.config),
         }
 
@@ -67,6 +71,8 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
     tokenizer = PhonemeTokenizer()
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
     model = toy_model() if spec.init is None else load_model(spec.init)
+    if spec.add_languages:
+        extend_languages(model, spec.add_languages)
     check_fit(spec, model, data)
     make_accelerator(spec.config.precision)  # refuses a precision that the machine lacks
     model.provenance = _provenance(spec, model, data)
@@ -105,6 +111,7 @@ def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
             config=from_dict(saved["settings"]),
             stages=tuple(saved["stages"]),
             offline_toy=saved["offline_toy"],
+            add_languages=saved["add_languages"],
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path / 'config.json'}: not a run's settings: no {error}") from error
@@ -128,15 +135,22 @@ def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
         faults.append(
             f"it was trained on codes of {codec['name']}, the data has codes of {data.info.codec_name}"
         )
-    ids, languages = set(), set()
+    ids, languages, num_codebooks = set(), set(), config.num_quantizers
     for cut in [*data.train, *data.valid]:
+        num_codebooks = min(num_codebooks, cut.codes.shape[1])
         custom = cut.supervisions[0].custom
         ids.update(custom["phoneme_ids"])
         languages.update(custom["phoneme_languages"])
     if ids and max(ids) >= config.num_text_tokens:
         faults.append(f"it knows phoneme ids below {config.num_text_tokens}, the data has {max(ids)}")
-    if languages - set(config.languages):
-        faults.append(f"it speaks {', '.join(config.languages)}, the data has {', '.join(sorted(languages))}")
+    if unknown := sorted(languages - set(config.languages)):
+        faults.append(
+            f"it speaks {', '.join(config.languages)}, the data has {', '.join(sorted(languages))}; teach it "
+            f"{', '.join(unknown)} with --add-language"
+        )
+    if num_codebooks < config.num_quantizers:
+        # with more than the model has, the first are the codes of a lower bandwidth: EnCodec's are nested
+        faults.append(f"it has {config.num_quantizers} codebooks, the data has {num_codebooks}")
     if "nar" in spec.stages and model.nar is None:
         faults.append("it has one quantizer and no NAR half; train it with --stage ar")
     if faults:
@@ -190,6 +204,7 @@ def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
         "tokenizer": info.tokenizer_fingerprint,
         "data": info.fingerprint,
         "init": None if spec.init is None else str(spec.init),
+        "added_languages": model.provenance.get("added_languages", {}),
     }
 
 
@@ -253,6 +268,7 @@ def _train_stages(
     provenance = model.provenance
     for stage in spec.stages:
         if stage in done:
+            folder.remove_state(stage)  # a kill may have come before it
             continue
         if stage == "nar" and "ar" in spec.stages:
             model = load_model(folder.checkpoint("ar", "best"))

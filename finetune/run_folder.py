@@ -94,6 +94,11 @@ class RunFolder:
         self._cut_log(stage, state["state"]["step"])
         return state
 
+    def remove_state(self, stage: str) -> None:
+        """Removes what a stage that is done would go on from."""
+        if self.is_writer:
+            self._state_path(stage).unlink(missing_ok=True)
+
     def update(self, state: "TrainState", status: str = "running") -> None:
         """Writes result.json with where a stage stands."""
         phase = PhaseResult(
@@ -110,8 +115,8 @@ class RunFolder:
     def close_stage(self, state: "TrainState", status: str) -> None:
         """Marks a stage; what a finished one would go on from is removed."""
         self.update(state, status)
-        if status == "done" and self.is_writer:
-            self._state_path(state.stage).unlink(missing_ok=True)
+        if status == "done":
+            self.remove_state(state.stage)
 
     def end_early(self, error: str | None) -> None:
         """Marks the run and its open stages as failed, or (no error) as stopped by its user."""

@@ -1,5 +1,6 @@
 """Small prepared sets made directly from codes, and tiny random models, so that training needs no codec."""
 
+import gc
 import hashlib
 import json
 from collections.abc import Callable
@@ -41,6 +42,14 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_garbage_collection():
+    """Each stage ends with a collection; looking through all imports takes longer than a tiny run."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def write_prepared(folder: Path, splits: dict[str, list[Utterance]], **changes) -> Path:

@@ -184,7 +184,9 @@ def _set_up(stage, config, model, data, folder, display) -> Trainer:
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(saved["scaler"])
         _restore_generators(saved["generators"], draws)
-    collator = TextCollator(bos=model.config.text_bos, eos=model.config.text_eos)
+    collator = TextCollator(
+        bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
+    )
     batching = BatchSettings(
         max_duration_sec=config.max_batch_sec,
         num_buckets=config.num_buckets,

@@ -22,7 +22,7 @@ from vallex.files import atomic_write
 from vallex.model.added_languages import extend_languages
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
-from vallex.model.runs import find_run_checkpoint, is_run_folder
+from vallex.model.runs import find_run_checkpoint, is_adapter, is_run_folder
 from vallex.model.unpickle import Inert, read_torch_file
 
 FORMATS = ("safetensors", "released")
@@ -78,14 +78,29 @@ def load_model(
     """Loads a model in evaluation mode, in float32, strictly.
 
     path: a released `.pt` (also with trainer objects beside the model, or `module.` before each key), a
-        `.safetensors` of vallex, or a run folder (its chosen or best checkpoint)
+        `.safetensors` of vallex, an adapter (merged into its base), or a run folder (its chosen or best
+        checkpoint)
     num_heads: wins over what the file records; needed where it records none and is not 1024 wide
     add_languages: codes of languages to teach it, each with the one it begins as (`added_languages.py`)
     errors: CheckpointError, with every missing, unexpected and misshapen key
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not is_adapter(path):
         path = _in_run_folder(path)
+    if is_adapter(path):
+        # peft, which takes seconds to import, only where it is needed
+        from vallex.model.adapter import load_adapted
+
+        model = load_adapted(path, num_heads=num_heads)
+    else:
+        model = _load_whole(path, num_heads)
+    if add_languages:
+        with _naming(path):
+            extend_languages(model, add_languages)
+    return model.to(device).eval()
+
+
+def _load_whole(path: Path, num_heads: int | None) -> VALLE:
     state, recorded, provenance = read_checkpoint(path)
     if recorded is None:
         config = config_from_state(path, state["tensors"], state["extras"], num_heads)
@@ -94,10 +109,7 @@ def load_model(
             config = recorded if num_heads is None else replace(recorded, num_heads=num_heads)
     model = _build(path, config, state["tensors"])
     model.provenance = provenance
-    if add_languages:
-        with _naming(path):
-            extend_languages(model, add_languages)
-    return model.to(device).eval()
+    return model
 
 
 def read_checkpoint(path: Path) -> tuple[dict, ModelConfig | None, dict]:
@@ -155,7 +167,7 @@ def config_from_state(
             f"{path}: the AR audio embedding has {audio.shape[0]} rows; 1026 (with BOS) or 1025 are known"
         )
     if num_heads is None:
-        num_heads = _recorded_heads(extras) or (16 if width == 1024 else None)
+        num_heads = recorded_heads(extras) or (16 if width == 1024 else None)
     if num_heads is None:
         raise CheckpointError(
             f"{path}: the number of attention heads is not recorded and the width is {width}, not the "
@@ -194,6 +206,8 @@ def save_model(
     if format not in FORMATS or dtype not in DTYPES:
         wrong, known = (format, FORMATS) if format not in FORMATS else (dtype, tuple(DTYPES))
         raise CheckpointError(f"{wrong!r} is not known; it must be one of {', '.join(known)}")
+    if hasattr(model, "peft_config"):
+        raise CheckpointError(f"{path}: the model has an adapter on it: merge it first (merge_adapter)")
     obstacles = released_obstacles(model) if format == "released" else []
     if obstacles and not force:
         raise CheckpointError(
@@ -294,7 +308,9 @@ def _read_safetensors(path: Path) -> tuple[dict, ModelConfig, dict]:
         raise CheckpointError(f"{path}: a safetensors file, but not one that vallex wrote: no `config` in it")
     try:
         provenance = json.loads(metadata.get("provenance", "{}"))
-    except ValueError as error:
+        if not isinstance(provenance, dict):
+            raise ValueError(f"a {type(provenance).__name__}, not a mapping")
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its provenance cannot be read: {error}") from error
     with _naming(path):
         config = ModelConfig.from_json(metadata["config"])
@@ -360,7 +376,8 @@ def _fold_layers(names: list[str]) -> list[str]:
     ]
 
 
-def _recorded_heads(extras: dict) -> int | None:
+def recorded_heads(extras: dict) -> int | None:
+    """The number of attention heads that stands beside the model of a released file; None where none does."""
     params = extras.get("params")
     for place in (extras, params if isinstance(params, dict) else {}):
         if isinstance(place.get("nhead"), int):

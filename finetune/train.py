@@ -146,12 +146,18 @@ def make_accelerator(precision: str, *, find_unused: bool = False) -> Accelerato
     # accelerate remembers the precision of a process's first Accelerator, and takes no other
     AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+    mixed_precision = {"fp32": "no"}.get(precision, precision)
     try:
-        return Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision), kwargs_handlers=[ddp])
+        accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[ddp])
     except ValueError as error:
+        raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
+    if precision == "fp16" and accelerator.scaler is None:
+        # accelerate would compute in fp32 without a word
         raise ConfigError(
-            f"precision is {precision}, which this machine does not have: {error} Set precision=fp32"
-        ) from error
+            f"precision is fp16, which a {accelerator.device.type} does not train in. "
+            "Set precision=bf16 or precision=fp32"
+        )
+    return accelerator
 
 
 def _set_up(stage, config, model, data, folder, display) -> Trainer:

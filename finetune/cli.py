@@ -107,6 +107,13 @@ def finetune(
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
     stage: Annotated[str, typer.Option(help="ar, nar, or both.")] = "both",
+    add_language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CODE=SOURCE",
+            help="Teach it a language, begun as one that it speaks: ko=ja (ko: as en). May be repeated.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="The run's name; preset and time if left out.")] = None,
     runs: RunsDir = Path("runs"),
     resume: Annotated[bool, flag("--resume", "Go on with the stopped run --name.")] = False,
@@ -122,7 +129,9 @@ def finetune(
     from finetune.run import finetune as run_finetune
 
     console = Console()
-    spec = _run_spec(prepared, init, preset, overrides or [], stage, name, runs, resume, offline_toy)
+    spec = _run_spec(
+        prepared, init, preset, overrides or [], stage, add_language or [], name, runs, resume, offline_toy
+    )
     if spec.offline_toy:
         console.print(TOY_NOTICE, highlight=False)
     result = run_finetune(spec, RichDisplay(console), resume=resume)
@@ -132,7 +141,7 @@ def finetune(
         raise typer.Exit(130)
 
 
-def _run_spec(prepared, init, preset, overrides, stage, name, runs, resume, offline_toy):
+def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs, resume, offline_toy):
     """What the options ask for; with --resume, what the run folder says, where they do not speak."""
     from dataclasses import replace
     from datetime import datetime
@@ -142,10 +151,13 @@ def _run_spec(prepared, init, preset, overrides, stage, name, runs, resume, offl
     from finetune.results import resolve_checkpoint
     from finetune.run import RunSpec, new_run_name, resumed_spec
     from vallex.errors import ConfigError
+    from vallex.model.added_languages import DEFAULT_SOURCE
 
     if stage not in (*STAGES, "both"):
         raise ConfigError(f"stage {stage!r} is not known; it is one of ar, nar, both")
     stages = STAGES if stage == "both" else (stage,)
+    pairs = (entry.partition("=") for entry in add_language)
+    add_languages = {code: source or str(DEFAULT_SOURCE) for code, _, source in pairs}
     if resume:
         if name is None:
             raise ConfigError("--resume goes on with a run: name it with --name")
@@ -155,6 +167,7 @@ def _run_spec(prepared, init, preset, overrides, stage, name, runs, resume, offl
             "init": None if init is None else resolve_checkpoint(init, runs),
             "stages": None if stage == "both" else stages,
             "preset": preset,
+            "add_languages": add_languages or None,
             "config": resolve_config(preset or spec.preset, overrides) if overrides or preset else None,
         }
         return replace(spec, **{key: value for key, value in given.items() if value is not None})
@@ -174,6 +187,7 @@ def _run_spec(prepared, init, preset, overrides, stage, name, runs, resume, offl
         config=config,
         stages=stages,
         offline_toy=offline_toy,
+        add_languages=add_languages,
     )
 
 

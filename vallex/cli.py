@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from vallex.errors import CheckpointError, ConfigError, VallexError, WeightsError
+from vallex.errors import CheckpointError, ConfigError, DataError, VallexError, WeightsError
 from vallex.sources import CHECKPOINTS_DIR, COMPONENTS, DEFAULT_COMPONENTS
 
 TOY_NOTICE = "toy weights: what you hear is noise"
@@ -33,6 +33,17 @@ Transcript = Annotated[
     str | None, typer.Option("--text", help="What is said in the recording (else a .txt file beside it).")
 ]
 
+Phonemizer = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CODE=MODULE:FUNCTION",
+        help="What reads a language of your own: ko=my_korean:to_phonemes. May be repeated.",
+    ),
+]
+UnknownWords = Annotated[
+    str, typer.Option(help="keep: letters and *, as the model learned them; or spell them out.")
+]
+
 
 def add_verbs(app: typer.Typer, resolve_checkpoint: Callable[[str, Path], Path]) -> None:
     """Adds the library's verbs to an app.
@@ -40,6 +51,7 @@ def add_verbs(app: typer.Typer, resolve_checkpoint: Callable[[str, Path], Path])
     resolve_checkpoint: from what a user wrote and the folder of runs to a checkpoint file
     """
     app.command("download")(download_verb)
+    app.command("doctor")(doctor_verb(resolve_checkpoint))
     app.command()(say_verb(resolve_checkpoint))
     voice = typer.Typer(help="Saved voices: make one from a recording, list them.", no_args_is_help=True)
     voice.command("make")(voice_make)
@@ -96,6 +108,63 @@ def download_progress() -> Iterator[Callable]:
         yield on_progress
 
 
+def doctor_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
+    """`vallex doctor`, with run names resolved by `resolve_checkpoint`."""
+
+    def doctor(
+        path: Annotated[
+            str | None,
+            typer.Argument(
+                metavar="PATH", help="A checkpoint file, a run (RUN, RUN@best), or a voice's .npz."
+            ),
+        ] = None,
+        text: Annotated[
+            str | None, typer.Option(help="A text: how it is read, and what of it is lost.")
+        ] = None,
+        heads: Annotated[
+            int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
+        ] = None,
+        runs: RunsDir = Path("runs"),
+    ) -> None:
+        """Look at this machine and the weights on it; or at a checkpoint, a voice prompt, a text.
+
+        Example: vallex doctor checkpoints/vallex-checkpoint.pt
+        """
+        from rich.console import Console
+
+        from vallex import doctor as tables
+
+        console = Console()
+        if path is None and text is None:
+            console.print(tables.environment_table(tables.describe_environment()))
+        if path is not None:
+            console.print(looked_at(path, heads, runs, resolve_checkpoint))
+        if text is not None:
+            from vallex.text import PhonemeTokenizer
+
+            console.print(tables.text_table(PhonemeTokenizer().encode(text, language="auto")))
+
+    return doctor
+
+
+def looked_at(path: str, heads: int | None, runs: Path, resolve_checkpoint: Callable[[str, Path], Path]):
+    """The table of what lies at a path: a voice prompt, else a checkpoint."""
+    from vallex.doctor import checkpoint_table, prompt_table
+    from vallex.inference.prompts import load_prompt
+    from vallex.model.report import describe_checkpoint
+    from vallex.model.runs import is_run_folder
+
+    as_path = Path(path)
+    if as_path.suffix == ".npz":
+        return prompt_table(as_path, load_prompt(as_path))
+    if as_path.is_dir() and not is_run_folder(as_path):
+        raise DataError(
+            f"{path}: a folder, but not a run's; doctor does not look at recordings yet. What of them can "
+            f"be used says: vallex prepare {path} OUT"
+        )
+    return checkpoint_table(describe_checkpoint(resolve_checkpoint(path, runs), heads))
+
+
 def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
     """`vallex say`, with run names resolved by `resolve_checkpoint`."""
 
@@ -116,6 +185,8 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         runs: RunsDir = Path("runs"),
         vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
         language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
+        phonemizer: Phonemizer = None,
+        unknown_words: UnknownWords = "keep",
         temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws; 0 is greedy.")] = 1.0,
         top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest codes.")] = None,
         top_p: Annotated[
@@ -136,13 +207,12 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         from vallex.codec.audio import save_audio
         from vallex.inference.synthesizer import SpeakSettings, Synthesizer
         from vallex.inference.voices import obtain_voice
-        from vallex.text import PhonemeTokenizer
 
         check_wav_name(out)
         path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
         model = load_any_model(path, offline_toy, heads)
         codec = load_codec(toy=offline_toy)
-        tokenizer = PhonemeTokenizer()
+        tokenizer = make_tokenizer(phonemizer, unknown_words)
         prompt = None if voice is None else obtain_voice(voice, transcript, codec, tokenizer)
         settings = SpeakSettings(
             language=language, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
@@ -169,6 +239,8 @@ def voice_make(
     ],
     transcript: Transcript = None,
     language: Annotated[str, typer.Option(help="Of the recording: auto, en, zh, ja.")] = "auto",
+    phonemizer: Phonemizer = None,
+    unknown_words: UnknownWords = "keep",
     prompts: PromptsDir = Path("prompts"),
     force: Annotated[bool, flag("--force", "Replace a voice of this name.")] = False,
     offline_toy: OfflineToy = False,
@@ -181,14 +253,14 @@ def voice_make(
     from vallex.errors import PromptError
     from vallex.inference.prompts import prompt_path, save_prompt
     from vallex.inference.voices import find_transcript, voice_from_recording
-    from vallex.text import PhonemeTokenizer
 
     path = prompt_path(name, prompts)
     if path.exists() and not force:
         raise PromptError(f"voice {name!r}: {path} is there already; take another name, or --force")
     said = find_transcript(recording, transcript)
+    tokenizer = make_tokenizer(phonemizer, unknown_words)
     codec = load_codec(toy=offline_toy)
-    prompt = voice_from_recording(recording, said, codec, PhonemeTokenizer(), language)
+    prompt = voice_from_recording(recording, said, codec, tokenizer, language)
     save_prompt(path, prompt)
     typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language}, {len(prompt.text)} phonemes")
     if offline_toy:
@@ -216,6 +288,16 @@ def voice_list(
             continue
         toy = "  (toy weights)" if prompt.toy else ""
         typer.echo(f"{path.stem:<20} {prompt.seconds:5.1f} s  {prompt.language}{toy}")
+
+
+def make_tokenizer(phonemizers: list[str] | None, unknown_words: str):
+    """A tokenizer that knows the languages of `--phonemizer` too."""
+    from vallex.text import PhonemeTokenizer
+    from vallex.text.phonemizers import add_phonemizer
+
+    for entry in phonemizers or []:
+        add_phonemizer(entry)
+    return PhonemeTokenizer(unknown_words=unknown_words)
 
 
 def load_any_model(path: Path | None, offline_toy: bool, heads: int | None):

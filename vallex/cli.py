@@ -210,9 +210,9 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
 
         check_wav_name(out)
         path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
+        tokenizer = make_tokenizer(phonemizer, unknown_words)
         model = load_any_model(path, offline_toy, heads)
         codec = load_codec(toy=offline_toy)
-        tokenizer = make_tokenizer(phonemizer, unknown_words)
         prompt = None if voice is None else obtain_voice(voice, transcript, codec, tokenizer)
         settings = SpeakSettings(
             language=language, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import vallex
+from finetune.data.cli import prepare
 from vallex.cli import (
     RELEASED_CHECKPOINT,
     TOY_NOTICE,
@@ -88,60 +89,7 @@ def root(
         raise typer.Exit
 
 
-@app.command()
-def prepare(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A folder in LibriTTS layout, or one part.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the prepared set goes.")],
-    language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
-    min_clip_sec: Annotated[float, typer.Option(help="Shorter clips are left out (seconds).")] = 0.5,
-    max_clip_sec: Annotated[float, typer.Option(help="Longer clips are left out (seconds).")] = 14.0,
-    valid_share: Annotated[
-        float, typer.Option(help="Share for validation, where no part is named dev, valid or test.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the choice of that share.")] = 0,
-    offline_toy: OfflineToy = False,
-) -> None:
-    """Turn recordings and their texts into codes and phonemes. Again: only what is missing.
-
-    Example: vallex prepare recordings/ prepared/
-    """
-    from rich.console import Console
-
-    from finetune.data.prepare import PrepareSettings
-
-    settings = PrepareSettings(
-        language=language,
-        min_clip_sec=min_clip_sec,
-        max_clip_sec=max_clip_sec,
-        valid_share=valid_share,
-        seed=seed,
-    )
-    prepare_with_progress(data, out, settings, offline_toy, Console())
-
-
-def prepare_with_progress(data: Path, out: Path, settings, offline_toy: bool, console) -> None:
-    """Prepares a set with a bar, and prints its summary."""
-    from rich.progress import Progress
-
-    from finetune.data.libritts import find_clips
-    from finetune.data.prepare import prepare as prepare_set
-    from finetune.data.summary import summary_view
-    from vallex.codec import load_codec
-    from vallex.text import PhonemeTokenizer
-
-    find_clips(data)  # a wrong folder is told before weights are asked for
-    codec = load_codec(toy=offline_toy)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encoding", total=None)
-        summary = prepare_set(
-            data,
-            out,
-            settings,
-            codec,
-            PhonemeTokenizer(),
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    console.print(summary_view(summary))
+app.command()(prepare)
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """From a LibriTTS folder to a prepared set: phonemes, codes, lhotse cuts, a train and a validation split.
 
-Files of codes are named by the bytes of their source and by the codec, and appear under their name only
-when they are whole: that one is there means that the work is done, whatever was interrupted or changed.
+Encoding, the slow half, is done once for each recording and codec (`finetune.data.encode`), here or in many
+places at once; what stands here puts the set together from what is there, and always in the same way. Cuts
+wait in a file, so that memory grows by a few words a clip and not by its phonemes.
 """
 
 import contextlib
@@ -9,37 +10,35 @@ import csv
 import hashlib
 import json
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
-import numpy as np
-import soundfile
-from lhotse import MonoCut, Recording, SupervisionSegment
-from lhotse.array import seconds_to_frames
-from lhotse.audio import AudioSource
+from lhotse import MonoCut, SupervisionSegment
 
+from finetune.data.encode import WorkerSettings, encode_clip, encode_in_workers, header_of
 from finetune.data.libritts import Clip, Skipped, find_clips
 from finetune.data.prepared import (
     CODES_FOLDER,
     FORMAT_VERSION,
-    FRAME_SHIFT_SEC,
     MANIFESTS,
     SKIPPED_FILE,
     PreparedInfo,
     codes_manifest,
-    write_cuts,
+    cut_line,
     write_info,
+    write_manifest,
 )
 from finetune.data.summary import PrepareSummary, SplitSummary, summarize_split
-from vallex.codec.audio import load_audio
 from vallex.codec.encodec import EncodecCodec
 from vallex.errors import AudioError, ConfigError, DataError, TextError, VallexError
 from vallex.files import atomic_write, sha256_of
 from vallex.text import PhonemeTokenizer
+from vallex.text.phonemizers import known_languages
 
-LANGUAGES = ("auto", "en", "zh", "ja")
 # the word begins there: "dev-clean" and "my_test" are validation parts, "latest" is not
 _VALIDATION_PART = re.compile(r"(?<![a-z])(dev|valid|test)", re.IGNORECASE)
 _MAX_REASONS_SHOWN = 3
@@ -62,8 +61,8 @@ class PrepareSettings:
                 f"min_clip_sec {self.min_clip_sec:g} and max_clip_sec {self.max_clip_sec:g}: "
                 "the first must be above 0 and below the second"
             )
-        if self.language not in LANGUAGES:
-            faults.append(f"language {self.language!r} is not one of {', '.join(LANGUAGES)}")
+        if self.language not in (languages := ["auto", *known_languages()]):
+            faults.append(f"language {self.language!r} is not one of {', '.join(languages)}")
         if not 0 < self.valid_share < 1:
             faults.append(f"valid_share {self.valid_share:g} is not between 0 and 1")
         if faults:
@@ -72,12 +71,15 @@ class PrepareSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """A clip that is ready: `digest` is the SHA-256 of its codes."""
+    """A clip that is ready; its cut is at `offset` in the waiting file, `row` is for the fingerprint."""
 
-    cut: MonoCut
+    id: str
     part: str
-    digest: str
+    speaker: str
+    duration_sec: float
     is_reused: bool
+    offset: int
+    row: str
 
 
 def prepare(
@@ -87,33 +89,51 @@ def prepare(
     codec: EncodecCodec,
     tokenizer: PhonemeTokenizer,
     progress: Callable[[int, int], None] | None = None,
+    workers: WorkerSettings | None = None,
+    is_merge: bool = False,
 ) -> PrepareSummary:
     """Prepares the clips of `data` in the folder `out`, doing only what is not there already.
 
+    codec: of `vallex.codec.load_codec`; tokenizer: a PhonemeTokenizer
     progress: called after each clip with the number of clips done and of all
+    workers: who encodes; None is this process
+    is_merge: encode nothing; put together what shards encoded
 
     A clip that cannot be used is left out and listed in `out/skipped.csv`. Raises DataError where the
-    folders cannot be used or fewer than two clips are left.
+    folders cannot be used, fewer than two clips are left, or a merge lacks codes.
     """
     clips, skipped = find_clips(data)
     out = _output_folder(out)
+    num_encoded = 0
+    if workers is not None:
+        limits = (settings.min_clip_sec, settings.max_clip_sec)
+        num_encoded = encode_in_workers(clips, out / CODES_FOLDER, limits, workers, progress)
+        progress = None
     items: list[_Item] = []
-    for done, clip in enumerate(clips, start=1):
-        entry = _prepare_clip(clip, out / CODES_FOLDER, settings, codec, tokenizer)
-        if isinstance(entry, _Item):
-            items.append(entry)
-        else:
-            skipped.append(entry)
-        if progress is not None:
-            progress(done, len(clips))
-    if len(items) < 2:
-        with contextlib.suppress(OSError):  # it holds something
-            out.rmdir()
-        raise DataError(_too_few(data, items, skipped))
-
-    splits, how = _split(items, settings)
-    for name, split in splits.items():
-        write_cuts(out / MANIFESTS[name], (item.cut for item in split))
+    num_missing = 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n", dir=out) as waiting:
+        for done, clip in enumerate(clips, start=1):
+            entry = _prepare_clip(clip, out / CODES_FOLDER, settings, codec, tokenizer, is_merge, waiting)
+            if isinstance(entry, _Item):
+                items.append(entry)
+            elif entry is None:
+                num_missing += 1
+            else:
+                skipped.append(entry)
+            if progress is not None:
+                progress(done, len(clips))
+        if num_missing:
+            raise DataError(
+                f"{out}: {num_missing} of {len(clips)} clips have no codes yet: a shard is not done. Run it "
+                "(--shard I/N), or leave out --merge to encode them here"
+            )
+        if len(items) < 2:
+            with contextlib.suppress(OSError):  # it holds something
+                out.rmdir()
+            raise DataError(_too_few(data, items, skipped))
+        splits, how = _split(items, settings)
+        for name, split in splits.items():
+            write_manifest(out / MANIFESTS[name], _waiting_lines(waiting, split))
     _write_skipped(out / SKIPPED_FILE, skipped, Path(data).resolve())
     info = PreparedInfo(
         format_version=FORMAT_VERSION,
@@ -124,7 +144,7 @@ def prepare(
         tokenizer_fingerprint=tokenizer.fingerprint,
         bos=False,
         eos=False,
-        settings=asdict(settings),
+        settings=asdict(settings) | {"unknown_words": tokenizer.unknown_words},
         split=how,
         num_train=len(splits["train"]),
         num_valid=len(splits["valid"]),
@@ -132,16 +152,44 @@ def prepare(
         manifests={name: sha256_of(out / name) for name in MANIFESTS.values()},
     )
     write_info(out, info)
+    num_encoded += sum(not item.is_reused for item in items)
     return PrepareSummary(
         train=_summary_of(splits["train"]),
         valid=_summary_of(splits["valid"]),
         split=how,
         skipped=_reasons(skipped),
-        num_encoded=sum(not item.is_reused for item in items),
-        num_reused=sum(item.is_reused for item in items),
+        num_encoded=num_encoded,
+        num_reused=max(0, len(items) - num_encoded),
         is_toy=codec.is_toy,
         fingerprint=info.fingerprint,
     )
+
+
+def encode_shard(
+    data: Path | str,
+    out: Path | str,
+    settings: PrepareSettings,
+    workers: WorkerSettings,
+    shard: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[int, int]:
+    """Encodes every N-th clip from the I-th on, for `shard` "I/N", and puts nothing together.
+
+    Returns how many were encoded, and of how many. Raises ConfigError for another `shard`.
+    """
+    index, count = parse_shard(shard)
+    clips = find_clips(data)[0][index - 1 :: count]
+    limits = (settings.min_clip_sec, settings.max_clip_sec)
+    folder = _output_folder(out) / CODES_FOLDER
+    return encode_in_workers(clips, folder, limits, workers, progress), len(clips)
+
+
+def parse_shard(shard: str) -> tuple[int, int]:
+    """I and N of "I/N"; ConfigError where it is not that, or I does not lie in 1..N."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ConfigError(f"shard {shard!r}: it must be I/N with I in 1..N, as in 1/4, 2/4, 3/4 and 4/4")
+    return int(match[1]), int(match[2])
 
 
 def _output_folder(out: Path | str) -> Path:
@@ -159,10 +207,12 @@ def _prepare_clip(
     settings: PrepareSettings,
     codec: EncodecCodec,
     tokenizer: PhonemeTokenizer,
-) -> _Item | Skipped:
-    """The cut of one clip with its codes on disk, or why there is none."""
+    is_merge: bool,
+    waiting: IO[str],
+) -> _Item | Skipped | None:
+    """A clip with codes on disk and its cut waiting; why there is none; None where a merge lacks codes."""
     try:
-        recording = _recording(clip)
+        recording = header_of(clip)
         duration_sec = recording.duration
         if duration_sec < settings.min_clip_sec:
             detail = f"{duration_sec:.2f} s; at least {settings.min_clip_sec:g} s"
@@ -171,11 +221,14 @@ def _prepare_clip(
             detail = f"{duration_sec:.2f} s; at most {settings.max_clip_sec:g} s"
             return Skipped(path=clip.path, reason="too long", detail=detail)
         encoding = tokenizer.encode(clip.text, language=settings.language)
-        name, codes, is_reused = _codes(clip, duration_sec, folder, codec)
+        encoder = None if is_merge else codec
+        name, codes, is_reused = encode_clip(clip, duration_sec, folder, encoder, codec.fingerprint)
     except AudioError as cause:
         return Skipped(path=clip.path, reason="audio unreadable", detail=_detail(clip, cause))
     except TextError as cause:
         return Skipped(path=clip.path, reason="text not usable", detail=_detail(clip, cause))
+    if codes is None:
+        return None
     supervision = SupervisionSegment(
         id=clip.id,
         recording_id=clip.id,
@@ -196,59 +249,28 @@ def _prepare_clip(
         recording=recording,
         custom={"codes": codes_manifest(folder, name, codes.shape)},
     )
-    digest = hashlib.sha256(codes.tobytes()).hexdigest()
-    return _Item(cut=cut, part=clip.part, digest=digest, is_reused=is_reused)
+    row = [clip.id, hashlib.sha256(codes.tobytes()).hexdigest(), encoding.ids, encoding.languages]
+    offset = waiting.tell()
+    waiting.write(cut_line(cut))
+    return _Item(
+        id=clip.id,
+        part=clip.part,
+        speaker=clip.speaker,
+        duration_sec=duration_sec,
+        is_reused=is_reused,
+        offset=offset,
+        row=hashlib.sha256(json.dumps(row).encode()).hexdigest(),
+    )
+
+
+def _waiting_lines(waiting: IO[str], items: list[_Item]) -> Iterator[str]:
+    for item in items:
+        waiting.seek(item.offset)
+        yield waiting.readline()
 
 
 def _detail(clip: Clip, cause: VallexError) -> str:
     return str(cause).removeprefix(f"{clip.path}: ")
-
-
-def _recording(clip: Clip) -> Recording:
-    """What the header of a clip says of it, as it is: no resampling, all channels."""
-    try:
-        header = soundfile.info(clip.path)
-    except (soundfile.SoundFileError, OSError) as cause:
-        load_audio(clip.path)  # says what is wrong
-        raise AudioError(f"{clip.path}: its header cannot be read ({cause})") from cause
-    source = AudioSource(type="file", channels=list(range(header.channels)), source=str(clip.path))
-    return Recording(
-        id=clip.id,
-        sources=[source],
-        sampling_rate=header.samplerate,
-        num_samples=header.frames,
-        duration=header.frames / header.samplerate,
-    )
-
-
-def _codes(
-    clip: Clip, duration_sec: float, folder: Path, codec: EncodecCodec
-) -> tuple[str, np.ndarray, bool]:
-    """File name and codes [T, 8] uint16 of a clip, and whether they were there already.
-
-    The codec rounds the last frame up; lhotse rounds a duration to the nearest frame, and so do these
-    codes, so that a cut's duration always stands for all of them.
-    """
-    key = f"{FORMAT_VERSION} {codec.fingerprint} {sha256_of(clip.path)}"
-    name = hashlib.sha256(key.encode()).hexdigest()[:40] + ".npy"
-    there = _read_codes(folder / name)
-    if there is not None:
-        return name, there, True
-    wav = load_audio(clip.path)
-    num_frames = seconds_to_frames(duration_sec, frame_shift=FRAME_SHIFT_SEC)
-    codes = codec.encode(wav)[0, :num_frames].cpu().numpy().astype(np.uint16)
-    with atomic_write(folder / name) as temporary, temporary.open("wb") as file:
-        np.save(file, codes, allow_pickle=False)
-    return name, codes, False
-
-
-def _read_codes(path: Path) -> np.ndarray | None:
-    """The codes in a file; None where there is none, or where the disk lost a part of it."""
-    try:
-        codes = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return codes if codes.ndim == 2 and codes.dtype == np.uint16 and len(codes) else None
 
 
 def _split(items: list[_Item], settings: PrepareSettings) -> tuple[dict[str, list[_Item]], str]:
@@ -256,18 +278,18 @@ def _split(items: list[_Item], settings: PrepareSettings) -> tuple[dict[str, lis
     named = {item.part for item in items if _VALIDATION_PART.search(item.part)}
     if named and named != {item.part for item in items}:
         how = f"by part name ({', '.join(sorted(named))})"
-        chosen = {item.cut.id for item in items if item.part in named}
+        chosen = {item.id for item in items if item.part in named}
     else:
         # ordered by a hash of each name: what is chosen hardly changes when clips come or go
         def rank(item: _Item) -> str:
-            return hashlib.sha256(f"{settings.seed}/{item.cut.id}".encode()).hexdigest()
+            return hashlib.sha256(f"{settings.seed}/{item.id}".encode()).hexdigest()
 
         count = min(max(1, round(len(items) * settings.valid_share)), len(items) - 1)
         how = f"a share of {settings.valid_share:g}, seed {settings.seed}"
-        chosen = {item.cut.id for item in sorted(items, key=rank)[:count]}
+        chosen = {item.id for item in sorted(items, key=rank)[:count]}
     splits = {
-        "train": [item for item in items if item.cut.id not in chosen],
-        "valid": [item for item in items if item.cut.id in chosen],
+        "train": [item for item in items if item.id not in chosen],
+        "valid": [item for item in items if item.id in chosen],
     }
     return splits, how
 
@@ -282,16 +304,12 @@ def _write_skipped(path: Path, skipped: list[Skipped], root: Path) -> None:
 
 def _fingerprint(splits: dict[str, list[_Item]]) -> str:
     """SHA-256 over what a model sees of each cut, in the order of ids: split, codes, phonemes, languages."""
-    rows = []
-    for name, items in splits.items():
-        for item in items:
-            custom = item.cut.supervisions[0].custom
-            rows.append([item.cut.id, name, item.digest, custom["phoneme_ids"], custom["phoneme_languages"]])
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()
+    rows = sorted((item.id, name, item.row) for name, items in splits.items() for item in items)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def _summary_of(items: list[_Item]) -> SplitSummary:
-    return summarize_split([i.cut.duration for i in items], [i.cut.supervisions[0].speaker for i in items])
+    return summarize_split([i.duration_sec for i in items], [i.speaker for i in items])
 
 
 def _reasons(skipped: list[Skipped]) -> dict[str, int]:

@@ -62,13 +62,23 @@ def codes_manifest(folder: Path, name: str, shape: tuple[int, ...]) -> TemporalA
 
 def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
     """Writes a manifest that lhotse reads; the same cuts give the same bytes (gzip records no time)."""
+    write_manifest(path, (cut_line(cut) for cut in cuts))
+
+
+def cut_line(cut: MonoCut) -> str:
+    """A cut as a line of a manifest."""
+    return json.dumps(cut.to_dict(), ensure_ascii=False) + "\n"
+
+
+def write_manifest(path: Path, lines: Iterable[str]) -> None:
+    """Writes a manifest of lines that `cut_line` made."""
     with (
         atomic_write(path) as temporary,
         temporary.open("wb") as raw,
         gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as file,
     ):
-        for cut in cuts:
-            file.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
+        for line in lines:
+            file.write(line.encode())
 
 
 def write_info(path: Path, info: PreparedInfo) -> None:

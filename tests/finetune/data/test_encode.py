@@ -1,0 +1,116 @@
+"""Encoding in workers, in shards, and after a kill: nothing twice, nothing corrupt, the same set."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from finetune.data.encode import WorkerSettings, encode_in_workers
+from finetune.data.libritts import find_clips
+from finetune.data.prepare import PrepareSettings, encode_shard, parse_shard, prepare
+from finetune.data.prepared import load_prepared
+from vallex.errors import ConfigError, DataError, TrainingError
+
+SETTINGS = PrepareSettings()
+TOY = WorkerSettings(toy=True)
+COMMAND = [sys.executable, "-m", "finetune.cli", "prepare"]
+
+
+@pytest.fixture
+def corpus(tmp_path, make_clip):
+    data = tmp_path / "data"
+    for part, name in [("train", "a"), ("train", "b"), ("train", "c"), ("dev", "d")]:
+        make_clip(data / part / "anna" / "1" / f"{name}.wav")
+    (data / "train" / "anna" / "1" / "broken.wav").write_bytes(b"RIFF and nothing else")
+    (data / "train" / "anna" / "1" / "broken.normalized.txt").write_text("Broken.")
+    return data
+
+
+def die(*_task):
+    os.abort()
+
+
+def codes_of(out):
+    return {path.name: path.read_bytes() for path in sorted((out / "codes").iterdir())}
+
+
+def test_prepare_with_workers_gives_the_set_of_one_process(corpus, tmp_path, toy_codec, tokenizer):
+    alone = prepare(corpus, tmp_path / "alone", SETTINGS, toy_codec, tokenizer)
+    seen = []
+    workers = WorkerSettings(toy=True, num_workers=2)
+    both = prepare(
+        corpus, tmp_path / "both", SETTINGS, toy_codec, tokenizer, lambda *n: seen.append(n), workers=workers
+    )
+    assert both.fingerprint == alone.fingerprint
+    assert codes_of(tmp_path / "both") == codes_of(tmp_path / "alone")
+    assert (both.num_encoded, both.num_reused, both.skipped) == (4, 0, {"audio unreadable": 1})
+    assert seen == [(n, 5) for n in range(1, 6)]
+
+
+def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec, tokenizer):
+    once = prepare(corpus, tmp_path / "once", SETTINGS, toy_codec, tokenizer)
+    out = tmp_path / "shards"
+    encoded = [encode_shard(corpus, out, SETTINGS, TOY, "1/2")]
+    with pytest.raises(DataError, match=r"[123] of 5 clips have no codes yet: a shard is not done"):
+        prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
+    assert not (out / "prepared.json").exists()
+    encoded.append(encode_shard(corpus, out, SETTINGS, TOY, "2/2"))
+    assert [sum(counts) for counts in zip(*encoded, strict=True)] == [4, 5]
+    merged = prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
+    assert (merged.fingerprint, merged.num_encoded, merged.num_reused) == (once.fingerprint, 0, 4)
+    assert codes_of(out) == codes_of(tmp_path / "once")
+
+
+def test_prepare_killed_and_run_again_gives_the_set_of_an_unbroken_run(
+    corpus, tmp_path, toy_codec, tokenizer
+):
+    unbroken = prepare(corpus, tmp_path / "unbroken", SETTINGS, toy_codec, tokenizer)
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [*COMMAND, str(corpus), str(out), "--offline-toy"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("codes/[!.]*.npy")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    begun = {path.name: path.stat().st_mtime_ns for path in out.glob("codes/[!.]*.npy")}
+    assert begun
+    with pytest.raises(DataError, match="not finished"):
+        load_prepared(out)
+    summary = prepare(corpus, out, SETTINGS, toy_codec, tokenizer)
+    assert summary.fingerprint == unbroken.fingerprint
+    assert summary.num_reused >= len(begun)
+    assert all((out / "codes" / name).stat().st_mtime_ns == then for name, then in begun.items())
+    named = {name for name in codes_of(out) if not name.startswith(".")}
+    assert named == set(codes_of(tmp_path / "unbroken"))
+
+
+def test_encode_in_workers_when_a_worker_dies_then_the_error_says_what_to_do(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune.data.encode._work", die)
+    clips, _ = find_clips(corpus)
+    with pytest.raises(TrainingError, match=r"a worker ended after 0 of 5 clips.*fewer --workers"):
+        encode_in_workers(clips, tmp_path / "codes", (0.5, 14.0), TOY)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])
+def test_parse_shard_when_it_is_none_then_the_error_shows_it(shard):
+    with pytest.raises(ConfigError, match="it must be I/N"):
+        parse_shard(shard)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_workers": 0}, "workers is 0; it must be at least 1"),
+        ({"devices": ("tpu",)}, "device 'tpu' is not"),
+    ],
+)
+def test_worker_settings_when_out_of_range_then_the_error_shows_the_value(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        WorkerSettings(**settings)

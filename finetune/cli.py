@@ -47,12 +47,10 @@ def main() -> None:
         if message := usage_fault(error):
             typer.echo(f"vallex: {message}", err=True)
         sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
     except VallexError as error:
         typer.echo(f"vallex: {' '.join(str(error).split())}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # typer makes one of the other
         typer.echo("vallex: interrupted", err=True)
         sys.exit(130)
     except OSError as error:

@@ -213,6 +213,15 @@ def test_command_line_that_is_wrong_is_explained_in_a_line(refused, arguments, m
     assert re.search(message, refused(*arguments.split()))
 
 
+def test_command_that_is_interrupted_says_so_and_ends_with_130(vallex, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("finetune.results.list_runs", interrupted)
+    ended = vallex("runs", "list")
+    assert (ended.code, ended.err.split("\n")[-2:]) == (130, ["vallex: interrupted", ""])
+
+
 def test_runs_folder_that_is_a_file_is_refused_by_every_verb(refused, tmp_path, files):
     (tmp_path / "file").write_text("")
     for verb in ("runs list", "runs show x", "export x y.pt --format released", "say Hi -o x.wav"):

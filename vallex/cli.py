@@ -121,6 +121,8 @@ def doctor_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         text: Annotated[
             str | None, typer.Option(help="A text: how it is read, and what of it is lost.")
         ] = None,
+        phonemizer: Phonemizer = None,
+        unknown_words: UnknownWords = "keep",
         heads: Annotated[
             int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
         ] = None,
@@ -140,9 +142,8 @@ def doctor_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         if path is not None:
             console.print(looked_at(path, heads, runs, resolve_checkpoint))
         if text is not None:
-            from vallex.text import PhonemeTokenizer
-
-            console.print(tables.text_table(PhonemeTokenizer().encode(text, language="auto")))
+            tokenizer = make_tokenizer(phonemizer, unknown_words)
+            console.print(tables.text_table(tokenizer.encode(text, language="auto")))
 
     return doctor
 
@@ -194,6 +195,10 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that reach p together."),
         ] = None,
         seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same speech.")] = 0,
+        long: Annotated[
+            str,
+            typer.Option(help="Long text: one fixed prompt for all chunks, or sliding, the chunk before."),
+        ] = "fixed",
         heads: Annotated[
             int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
         ] = None,
@@ -205,11 +210,13 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         """
         from vallex.codec import load_codec, load_vocoder
         from vallex.codec.audio import save_audio
+        from vallex.inference.long_text import check_mode, speak_long
         from vallex.inference.synthesizer import SpeakSettings, Synthesizer
         from vallex.inference.voices import obtain_voice
 
         check_wav_name(out)
         path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
+        check_mode(long)
         tokenizer = make_tokenizer(phonemizer, unknown_words)
         model = load_any_model(path, offline_toy, heads)
         codec = load_codec(toy=offline_toy)
@@ -218,13 +225,16 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             language=language, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
         synthesizer = Synthesizer(model, load_vocoder(vocoder, codec=codec, toy=offline_toy), tokenizer)
-        speech = synthesizer.speak(text, prompt, settings)
+        spoken = speak_long(synthesizer, text, prompt, settings, long)
+        speech = spoken.whole
         is_toy = offline_toy or bool(model.provenance.get("toy"))
         name = "released model" if path is None else path.name
         made_by = f"synthetic speech by vallex, {'toy model' if path is None and is_toy else name}"
         save_audio(
             out, speech.wav, software="vallex", comment=made_by + (f" ({TOY_NOTICE})" if is_toy else "")
         )
+        if len(spoken.chunks) > 1:
+            typer.echo(f"Spoken in {len(spoken.chunks)} chunks ({long}).")
         report_speech(speech, out, is_toy)
 
     return say
@@ -349,7 +359,8 @@ def report_speech(speech, out: Path, is_toy: bool) -> None:
     typer.echo(f"{out}: {len(speech.wav) / 24000:.2f} s, {how}, seed {speech.seed}{redraws}")
     if speech.text.unknown_words:
         typer.echo(
-            f"Words that no dictionary has, spoken letter by letter: {', '.join(speech.text.unknown_words)}"
+            "Words that no dictionary has (--unknown-words says how they are read): "
+            + ", ".join(speech.text.unknown_words)
         )
     if speech.text.unknown or speech.text.dropped:
         typer.echo(f"Without sound: {' '.join([*speech.text.unknown, *speech.text.dropped])}")

@@ -47,8 +47,7 @@ def speak_long(
     errors: as Synthesizer.speak; ConfigError for another mode; PromptError where the voice is so long that no
         room is left for a chunk
     """
-    if mode not in LONG_MODES:
-        raise ConfigError(f"long is {mode!r}; it must be one of {', '.join(LONG_MODES)}")
+    check_mode(mode)
     texts = chunk_texts(synthesizer, text, voice, settings, mode)
     if len(texts) == 1:
         speech = synthesizer.speak(text, voice, settings)
@@ -70,6 +69,12 @@ def speak_long(
         text=synthesizer.tokenizer.encode(text, language=settings.language),
     )
     return LongSpeech(whole=whole, chunks=tuple(chunks))
+
+
+def check_mode(mode: str) -> None:
+    """ConfigError where it is not one, so that it can be told before a model is loaded."""
+    if mode not in LONG_MODES:
+        raise ConfigError(f"long is {mode!r}; it must be one of {', '.join(LONG_MODES)}")
 
 
 def chunk_texts(

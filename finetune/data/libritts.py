@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vallex.errors import DataError
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".aifc")
 TEXT_SUFFIXES = (".normalized.txt", ".original.txt")  # the first that is there is taken
 TABLE_SUFFIX = ".trans.tsv"
 
@@ -57,7 +57,7 @@ def find_clips(data: Path | str) -> tuple[list[Clip], list[Skipped]]:
 
     entries: list[Clip | Skipped] = []
     num_audio = 0
-    for folder, names in _folders(root):
+    for folder, names in walk_folders(root):
         audio = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES)]
         num_audio += len(audio)
         if len(folder.relative_to(root).parts) < 2:
@@ -72,7 +72,7 @@ def find_clips(data: Path | str) -> tuple[list[Clip], list[Skipped]]:
     return clips, skipped
 
 
-def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+def walk_folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
     """Each folder below `root`, once, with the names of its files; links are followed, hidden names left."""
     seen = set()
     for place, folders, names in os.walk(root, followlinks=True):

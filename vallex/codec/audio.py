@@ -5,6 +5,7 @@ transcript is poison for training, so it is an error here.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,14 +30,19 @@ RESAMPLING = {
 }
 
 
-def load_audio(path: Path | str, sample_rate_hz: int = SAMPLE_RATE_HZ) -> Tensor:
-    """A recording as one channel, the average of all of its channels, at the rate asked for.
+def load_audio(
+    path: Path | str,
+    sample_rate_hz: int = SAMPLE_RATE_HZ,
+    start_sec: float = 0.0,
+    end_sec: float | None = None,
+) -> Tensor:
+    """A recording, or a stretch of it, as one channel, the average of all, at the rate asked for.
 
     Returns [N] float32 in [-1, 1], N > 0.
     Raises AudioError: not there, a folder, empty, truncated, not audio, not finite.
     """
     path = Path(path)
-    samples, file_rate_hz = _read(path)
+    samples, file_rate_hz = read_samples(path, start_sec, end_sec)
     wav = torch.from_numpy(samples).mean(dim=1)  # [N, channels] -> [N]
     if not torch.isfinite(wav).all():
         raise AudioError(f"{path}: holds samples that are not finite numbers. Export it again as 16-bit wav")
@@ -76,29 +82,68 @@ def save_audio(
         raise AudioError(f"{path}: cannot be written ({error}). Choose another place") from error
 
 
-def _read(path: Path) -> tuple[np.ndarray, int]:
-    """The samples [N, channels] float32 of a file, and its rate in Hz."""
+def read_samples(
+    path: Path | str, start_sec: float = 0.0, end_sec: float | None = None
+) -> tuple[np.ndarray, int]:
+    """The samples [N, channels] float32 of a file, or of a stretch of it, as they are, and its rate in Hz.
+
+    Raises AudioError as `load_audio` does, but for samples that are not finite.
+    """
+    path = Path(path)
+    _check_there(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            _refuse_truncated(path, file)
+            rate_hz = file.samplerate
+            start = round(start_sec * rate_hz)
+            end = file.frames if end_sec is None else min(round(end_sec * rate_hz), file.frames)
+            if start:
+                file.seek(min(start, file.frames))
+            samples = file.read(max(end - start, 0), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
+        raise _unreadable(path, error) from error
+    if end <= start:
+        raise AudioError(f"{path}: holds no sound (0 samples). Copy or record it again")
+    if len(samples) < end - start:
+        raise _truncated(path, f"{end} samples", f"{start + len(samples)}")
+    return samples, rate_hz
+
+
+def stream_audio(path: Path | str, block_sec: float = 60.0) -> Iterator[tuple[np.ndarray, int]]:
+    """A recording of any length piece by piece: [n] float32, all channels averaged, and its rate in Hz.
+
+    Raises AudioError as `read_samples` does, some of it only at the end.
+    """
+    path = Path(path)
+    _check_there(path)
+    num_read = 0
+    try:
+        with soundfile.SoundFile(path) as file:
+            _refuse_truncated(path, file)
+            num_promised, rate_hz = file.frames, file.samplerate
+            while len(block := file.read(round(block_sec * rate_hz), dtype="float32", always_2d=True)):
+                num_read += len(block)
+                yield block.mean(axis=1), rate_hz
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    if num_read == 0:
+        raise AudioError(f"{path}: holds no sound (0 samples). Copy or record it again")
+    if num_read < num_promised:
+        raise _truncated(path, f"{num_promised} samples", f"{num_read}")
+
+
+def _check_there(path: Path) -> None:
     if path.is_dir():
         raise AudioError(f"{path}: is a folder, not a recording. Give the path of one {KNOWN_FORMATS} file")
     if not path.exists():
         raise AudioError(f"{path}: there is no such file. Give the path of a recording ({KNOWN_FORMATS})")
     if path.stat().st_size == 0:
         raise AudioError(f"{path}: is empty (0 bytes). Copy or record it again")
-    try:
-        with soundfile.SoundFile(path) as file:
-            _refuse_truncated(path, file)
-            samples = file.read(dtype="float32", always_2d=True)
-            num_promised, rate_hz = file.frames, file.samplerate
-    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
-        reason = str(getattr(error, "error_string", error)).strip() or "it ends early or is damaged"
-        raise AudioError(
-            f"{path}: cannot be read as audio ({reason}). Allowed is a whole {KNOWN_FORMATS} file"
-        ) from error
-    if len(samples) == 0:
-        raise AudioError(f"{path}: holds no sound (0 samples). Copy or record it again")
-    if len(samples) < num_promised:
-        raise _truncated(path, f"{num_promised} samples", f"{len(samples)}")
-    return samples, rate_hz
+
+
+def _unreadable(path: Path, error: Exception) -> AudioError:
+    reason = str(getattr(error, "error_string", error)).strip() or "it ends early or is damaged"
+    return AudioError(f"{path}: cannot be read as audio ({reason}). Allowed is a whole {KNOWN_FORMATS} file")
 
 
 def _refuse_truncated(path: Path, file: soundfile.SoundFile) -> None:

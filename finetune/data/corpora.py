@@ -127,7 +127,7 @@ def _run_recipe(folder: Path, name: str, num_jobs: int) -> dict:
 
 
 def _libritts_parts(folder: Path) -> list[str]:
-    """The parts that the recipe can read: it wants both tables of each chapter."""
+    """The parts that the recipe can read: it wants a recording, and both tables of each chapter."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -138,6 +138,7 @@ def _libritts_parts(folder: Path) -> list[str]:
             table.with_name(table.name.removesuffix(TABLE_SUFFIX) + ".book.tsv").is_file()
             for table in part.glob(f"*/*/*{TABLE_SUFFIX}")
         )
+        and any(part.rglob("*.wav"))
     )
 
 

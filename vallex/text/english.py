@@ -65,7 +65,7 @@ def english_to_phonemes(text: str, spell_unknown: bool = False) -> Phonemized:
     unidecode = import_quietly("unidecode").unidecode
     dropped = [char for char in dict.fromkeys(text) if not char.isascii() and not unidecode(char)]
     words, unknown_words = [], []
-    for token in _expand(unidecode(text).lower()).split():
+    for token in spelled_out(text).split():
         phonemes, unknown_word = _token_phonemes(token, spell_unknown)
         words.append(phonemes)
         if unknown_word:
@@ -80,8 +80,9 @@ def english_to_phonemes(text: str, spell_unknown: bool = False) -> Phonemized:
     )
 
 
-def _expand(text: str) -> str:
-    """Abbreviations and numbers of an ASCII, lower-case text in words."""
+def spelled_out(text: str) -> str:
+    """A text in ASCII and small letters, with its abbreviations and numbers in words."""
+    text = import_quietly("unidecode").unidecode(text).lower()
     for pattern, full in _ABBREVIATIONS:
         text = pattern.sub(full, text)
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)

@@ -70,6 +70,13 @@ def japanese_to_phonemes(text: str) -> Phonemized:
     return Phonemized(phonemes=phonemes, dropped=tuple(dropped))
 
 
+def katakana(text: str) -> str:
+    """A Japanese text as it is read, in katakana with its marks."""
+    openjtalk = _openjtalk()
+    with quiet_c_code(_WARNING):
+        return openjtalk.g2p(text, kana=True, predict_nani=False, use_sudachi_kanji_yomi=False)
+
+
 def _to_romaji(text: str) -> tuple[str, list[str]]:
     """Romaji with accents, marks in ASCII, a space before each sentence but the first; what has no sound."""
     written, dropped = "", []

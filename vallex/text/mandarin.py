@@ -137,7 +137,7 @@ _segmenter_lock = threading.Lock()
 
 def mandarin_to_phonemes(text: str) -> Phonemized:
     """The phonemes of a Chinese text: tones as arrows after the syllable, a space before each word."""
-    text = _NUMBER.sub(_number_in_characters, text).translate(_COMMAS)
+    text = numbers_in_characters(text).translate(_COMMAS)
     phonemes = _to_bopomofo(text).translate(_LETTERS)
     for written, ipa in _BOPOMOFO_TO_IPA:
         phonemes = phonemes.replace(written, ipa)
@@ -145,6 +145,11 @@ def mandarin_to_phonemes(text: str) -> Phonemized:
     # a syllable without a vowel is held; that of er, written ɻ until here, is not one
     phonemes = _RETROFLEX_SYLLABLE.sub(r"\1ɹ`", phonemes).replace("ɻ", "ɹ`")
     return Phonemized(phonemes=_DENTAL_SYLLABLE.sub(r"\1ɹ", phonemes))
+
+
+def numbers_in_characters(text: str) -> str:
+    """A text with its numbers as Chinese reads them."""
+    return _NUMBER.sub(_number_in_characters, text)
 
 
 def split_words(text: str) -> list[str]:

@@ -5,6 +5,7 @@ Every failure that a user can cause is one line on stderr: exit code 2 for bad i
 """
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -35,29 +36,29 @@ app = typer.Typer(
 )
 # typer carries a click of its own and does not name this class
 UsageError = typer.BadParameter.__base__
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C, and shells of programs that it ended."""
 AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
 
 
 def main() -> None:
     """The entry point of `vallex`."""
+    # torch's threads would spin while they wait for each other, which takes five times as long on busy cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        sys.exit(run_command())
+        code, message = run_command(), ""
     except UsageError as error:
-        # without arguments typer has printed the help already, and has no message
-        if message := usage_fault(error):
-            typer.echo(f"vallex: {message}", err=True)
-        sys.exit(2)
+        code, message = 2, usage_fault(error)
     except VallexError as error:
-        typer.echo(f"vallex: {' '.join(str(error).split())}", err=True)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):  # typer makes one of the other
-        typer.echo("vallex: interrupted", err=True)
-        sys.exit(130)
+        code, message = error.exit_code, " ".join(str(error).split())
     except OSError as error:
         # a full disk, a folder that may not be written to: the user's to mend, and no defect of ours
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"vallex: {where}{error.strerror or error}", err=True)
-        sys.exit(1)
+        code, message = 1, (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+    if code == INTERRUPTED:
+        message = "interrupted"
+    if message:
+        typer.echo(f"vallex: {message}", err=True)
+    sys.exit(code)
 
 
 def run_command(arguments: list[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def run_command(arguments: list[str] | None = None) -> int:
 
 
 def usage_fault(error) -> str:
-    """What is wrong with a command line, in one line; empty where typer has no message."""
+    """What is wrong with a command line, in one line; empty where typer has printed the help instead."""
     message = " ".join(error.format_message().split()).rstrip(".")
     if not message:
         return ""
@@ -136,7 +137,7 @@ def finetune(
     show_run(spec.runs_dir / spec.name, console)
     if result.status == "stopped":
         console.print(f"Stopped and saved. Go on: vallex finetune --resume --name {spec.name} --runs {runs}")
-        raise typer.Exit(130)
+        sys.exit(INTERRUPTED)  # not by typer: it has been said
 
 
 def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs, resume, offline_toy):

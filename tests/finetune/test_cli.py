@@ -5,6 +5,7 @@ Refusals run in this process; the whole folder is compared before and after, so 
 
 import csv
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -43,6 +44,7 @@ def vallex(tmp_path, monkeypatch, capsys) -> Callable[..., Ended]:
     """Runs a command line in this process, in an empty folder, 80 columns wide, with no network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # main would set it, for the tests that follow too
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
 
@@ -219,7 +221,15 @@ def test_command_that_is_interrupted_says_so_and_ends_with_130(vallex, monkeypat
 
     monkeypatch.setattr("finetune.results.list_runs", interrupted)
     ended = vallex("runs", "list")
-    assert (ended.code, ended.err.split("\n")[-2:]) == (130, ["vallex: interrupted", ""])
+    assert (ended.code, ended.err) == (130, "vallex: interrupted\n")
+
+
+def test_main_lets_threads_wait_without_spinning_unless_told_otherwise(vallex, monkeypatch):
+    vallex("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    vallex("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_runs_folder_that_is_a_file_is_refused_by_every_verb(refused, tmp_path, files):
@@ -514,9 +524,10 @@ def test_voice_list_shows_the_good_and_names_the_bad(vallex, tmp_path, files):
 # quickstart
 
 
-def test_quickstart_when_training_is_stopped_does_not_go_on(vallex, monkeypatch):
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(130)], ids=["interrupted", "stopped"])
+def test_quickstart_when_a_command_is_stopped_does_not_go_on(vallex, monkeypatch, stop):
     def stopped(*_):
-        raise typer.Exit(130)
+        raise stop
 
     commands = [["finetune", "--resume", "--name", "x"], ["runs", "list"]]
     monkeypatch.setattr("finetune.quickstart.quickstart_commands", lambda *_, **__: commands)

@@ -1,8 +1,12 @@
 """Fixtures of all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
+
+# read when torch is first imported: threads that spin while they wait take the cores from all other work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class KVCache:
@@ -131,6 +132,8 @@ class Decoder(nn.Module):
             DecoderLayer(d_model, num_heads, dropout, adaptive) for _ in range(num_layers)
         )
         self.norm = AdaptiveLayerNorm(d_model) if adaptive else nn.LayerNorm(d_model)
+        self.gradient_checkpointing = False
+        """Keep only what goes into each layer, and compute the rest again in the backward pass."""
 
     def new_cache(self) -> list[KVCache]:
         """An empty cache for each layer."""
@@ -153,7 +156,10 @@ class Decoder(nn.Module):
         """
         condition = () if stage_embedding is None else (stage_embedding,)
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            x = layer(x, mask, condition, cache)
+            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+                x = checkpoint(layer, x, mask, condition, cache, use_reentrant=False)
+            else:
+                x = layer(x, mask, condition, cache)
         return self.norm(x, *condition)
 
 

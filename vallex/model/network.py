@@ -190,15 +190,17 @@ class VALLE(nn.Module):
         *,
         prefix: NarPrefix | None = None,
         generator: torch.Generator | None = None,
+        label_smoothing: float = 0.0,
     ) -> LossOutput:
         """The training pass of the AR half (stage 0), or of the NAR half (stage 1..7, or None to draw one).
 
         prefix: the NAR's prefix where it is not drawn
         generator: where draws come from, on the CPU
+        label_smoothing: share of each target that is spread over all classes (Szegedy et al. 2016)
         """
         if stage == 0:
-            return self._ar_pass(batch)
-        return self._nar_pass(batch, stage, prefix or NarPrefix(), generator)
+            return self._ar_pass(batch, label_smoothing)
+        return self._nar_pass(batch, stage, prefix or NarPrefix(), generator, label_smoothing)
 
     def ar_loss(
         self, text: Tensor, text_lens: Tensor, codes: Tensor, code_lens: Tensor, language: Tensor
@@ -283,7 +285,7 @@ class VALLE(nn.Module):
         )
         return generate(self, request).codes
 
-    def _ar_pass(self, batch: Batch) -> LossOutput:
+    def _ar_pass(self, batch: Batch, label_smoothing: float) -> LossOutput:
         codes = batch.codes[..., 0]
         valid = length_mask(batch.code_lens, codes.shape[1])
         text_mask = length_mask(batch.text_lens, batch.text.shape[1])
@@ -294,10 +296,15 @@ class VALLE(nn.Module):
         else:
             frames, targets = codes, targets[:, 1:]
         logits = self.ar(batch.text, batch.language, text_mask, frames)
-        return _score(logits, targets, batch.code_lens)
+        return _score(logits, targets, batch.code_lens, label_smoothing)
 
     def _nar_pass(
-        self, batch: Batch, stage: int | None, prefix: NarPrefix, generator: torch.Generator | None
+        self,
+        batch: Batch,
+        stage: int | None,
+        prefix: NarPrefix,
+        generator: torch.Generator | None,
+        label_smoothing: float,
     ) -> LossOutput:
         self._check_nar_stage(stage)
         if stage is None:
@@ -305,7 +312,7 @@ class VALLE(nn.Module):
         audio, targets, first_wanted = nar_input(self.config, batch, stage, prefix, generator)
         text_mask = length_mask(batch.text_lens, batch.text.shape[1])
         logits = self.nar(batch.text, batch.language, text_mask, audio, stage, first_wanted)
-        return _score(logits, targets, batch.code_lens)
+        return _score(logits, targets, batch.code_lens, label_smoothing)
 
     def _check_nar_stage(self, stage: int | None) -> None:
         if self.nar is None:
@@ -330,11 +337,15 @@ def _batch(text, text_lens, codes, code_lens, language, prompt_codes=None) -> Ba
     )
 
 
-def _score(logits: Tensor, targets: Tensor, code_lens: Tensor) -> LossOutput:
+def _score(logits: Tensor, targets: Tensor, code_lens: Tensor, label_smoothing: float) -> LossOutput:
     """Sums cross entropy over the targets that are not IGNORE; logits [B, L, V], targets [B, L]."""
     real = targets != IGNORE
     loss = F.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="sum"
+        logits.flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORE,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
     with torch.no_grad():
         own = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1))

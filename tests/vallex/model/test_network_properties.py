@@ -415,3 +415,32 @@ def test_batch_to_moves_tensors_and_keeps_the_rest(make_batch):
     assert batch.codes.device.type == batch.language.device.type == "meta"
     assert batch.ids == ("a", "b", "c")
     assert batch.prompt_codes is None
+
+
+def test_label_smoothing_spreads_a_share_of_each_real_target(build_model, make_batch):
+    """The loss is (1 - s) · CE + s · mean over classes of -log p, and padding still counts nothing."""
+    model, batch = build_model(), Batch(**make_batch(SIZES))
+    plain, smooth = model(batch, 0), model(batch, 0, label_smoothing=0.1)
+    log_probs = plain.logits.log_softmax(-1)
+    real = torch.arange(plain.logits.shape[1]) <= batch.code_lens.unsqueeze(1)
+    spread = -(log_probs.mean(-1) * real).sum()
+    torch.testing.assert_close(smooth.loss, 0.9 * plain.loss + 0.1 * spread)
+    assert torch.equal(smooth.num_targets, plain.num_targets)
+
+
+def test_gradient_checkpointing_gives_the_same_loss_and_gradients_with_dropout(build_model, make_batch):
+    model, batch = build_model(), Batch(**make_batch(SIZES))
+    model.set_dropout(0.3)
+    model.train()
+    gradients = []
+    for is_on in (False, True):
+        model.zero_grad()
+        for half in (model.ar, model.nar):
+            half.decoder.gradient_checkpointing = is_on
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(4)
+        loss = model(batch, 0).loss + model(batch, 2, generator=generator).loss
+        loss.backward()
+        gradients.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    assert len(gradients[0]) == len(gradients[1]) > 20
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -1,4 +1,4 @@
-"""Averages of the weights over the steps of a stage, kept beside the raw ones and put in their place to score.
+"""Averages of the weights over the steps of a stage, kept beside the raw ones and swapped in to be scored.
 
 Only what is trained is averaged, in float64: late in a run a float32 sum would lose what a step adds.
 """

@@ -4,53 +4,105 @@ The dataclasses are the one place where a setting is written down; the command l
 table are made from them. A name that both stages have (`lr`) sets both; `ar.lr` sets one.
 """
 
-import difflib
-import math
 import tomllib
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from finetune.setting import allowed_text, default_text, nearest_hint, parse_setting, setting
 from vallex.errors import ConfigError
 
 STAGES = ("ar", "nar")
-OPTIMIZERS = ("adamw", "adam", "scaled-adam")
 SCHEDULES = ("constant", "cosine", "noam", "eden")
+AVERAGES = ("none", "running", "ema")
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 
-PROPOSED_LR = {"adamw": "1e-5", "adam": "1e-5", "scaled-adam": "1e-4"}
-"""Where to begin with an optimizer: rates of one optimizer mean nothing to another."""
+OPTIMIZER_DEFAULTS = {
+    "adamw": ((0.9, 0.95), 0.01),
+    "adam": ((0.9, 0.95), 0.0),
+    "scaled-adam": ((0.9, 0.95), None),
+    "eve": ((0.9, 0.98), 0.001),
+}
+"""Betas and weight decay of the optimizers with short names, where no setting says otherwise."""
+
+OPTIMIZERS = tuple(OPTIMIZER_DEFAULTS)
+ANY_TORCH_OPTIMIZER = "torch."
+"""Before the name of any other optimizer of torch.optim, as torch.SGD."""
+
+PROPOSED_LR = {"scaled-adam": "1e-4", "torch.SGD": "1e-3"}
+"""Where to begin with an optimizer, 1e-5 with any other: rates of one mean nothing to another."""
 
 OTHER_NAMES = {"learning_rate": "lr", "batch_size": "max_batch_sec", "grad_clip": "clip_norm"}
 """What others call some settings, too unlike ours to be taken for a slip."""
-
-
-def setting(default, help: str, *, low=None, high=None, choices: Sequence[str] = ()):
-    """A field with what `--set` needs to know of it."""
-    return field(
-        default=default, metadata={"help": help, "low": low, "high": high, "choices": tuple(choices)}
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """How one stage, AR or NAR, is trained."""
 
-    optimizer: str = setting("adamw", "the optimizer", choices=OPTIMIZERS)
+    optimizer: str = setting("adamw", "the optimizer", choices=OPTIMIZERS, open_prefix=ANY_TORCH_OPTIMIZER)
     lr: float = setting(1e-5, "peak learning rate; it belongs to the optimizer", low=0.0)
-    weight_decay: float = setting(0.01, "AdamW's weight decay", low=0.0)
-    beta1: float = setting(0.9, "decay of the first moment", low=0.0, high=0.9999)
-    beta2: float = setting(0.95, "decay of the second moment", low=0.0, high=0.9999)
+    lr_factors: str = setting(
+        "", "`pattern=factor, …`: other rates for the parameters whose names match, as `*embedding*=0.1`"
+    )
+    weight_decay: float | None = setting(
+        None,
+        "none for the optimizer's own: adamw 0.01, eve 0.001 (of a step), the others as in torch",
+        low=0.0,
+    )
+    beta1: float | None = setting(
+        None, "decay of the first moment; none for the optimizer's own: 0.9", low=0.0, high=0.9999
+    )
+    beta2: float | None = setting(
+        None,
+        "of the second; none for the optimizer's own: adamw, adam and scaled-adam 0.95, eve 0.98",
+        low=0.0,
+        high=0.9999,
+    )
     schedule: str = setting("cosine", "how the learning rate falls", choices=SCHEDULES)
     warmup_steps: int = setting(20, "steps of linear warmup", low=0)
     max_epochs: int = setting(20, "times that the training split is gone through", low=1)
     max_steps: int | None = setting(None, "optimizer steps at the most; none for no other limit", low=1)
+    patience: int = setting(
+        0, "validations without a new best after which the stage ends; 0 for never", low=0
+    )
     accumulate: int = setting(1, "batches an optimizer step", low=1)
     clip_norm: float = setting(1.0, "largest norm of the gradient; 0 for no clipping", low=0.0)
     dropout: float = setting(0.1, "dropout in the decoders", low=0.0, high=0.9)
+    label_smoothing: float = setting(
+        0.0, "share of each target that is spread over all codes; in training only", low=0.0, high=0.9
+    )
     validate_every: int = setting(0, "optimizer steps between validations; 0 for once an epoch", low=0)
+    train: str = setting(
+        "all",
+        "what is trained: all, heads, heads-untied, last-4, all-but-embeddings, or patterns of whole names "
+        "with commas between (`!` takes out), as `all, !*.norm*`",
+    )
+    lora_rank: int = setting(
+        0, "rank of a LoRA adapter, which is then all that is trained; 0 for none", low=0
+    )
+    lora_alpha: float = setting(16.0, "the adapter counts alpha / rank times", low=0.0)
+    lora_dropout: float = setting(0.05, "dropout before the adapter", low=0.0, high=0.9)
+    lora_targets: str = setting(
+        "in_proj, out_proj, linear1, linear2", "the projections of each decoder layer that are adapted"
+    )
+    average: str = setting(
+        "none",
+        "an average of the weights that is validated too, and best where it is better",
+        choices=AVERAGES,
+    )
+    average_period: int = setting(
+        10, "steps from one set of weights in the running average to the next", low=1
+    )
+    ema_decay: float = setting(0.999, "of the exponential average (ema), a step", low=0.0, high=0.999999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollationConfig:
+    """What is put around a text. A checkpoint records it, and synthesis obeys."""
+
+    bos: bool | None = setting(None, "a BOS before each text; none for as the checkpoint was trained")
+    eos: bool | None = setting(None, "an EOS after each text; none for as the checkpoint was trained")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +114,28 @@ class FinetuneConfig:
     max_batch_sec: float = setting(20.0, "seconds of speech in a batch, padding included", low=1.0)
     num_buckets: int = setting(10, "groups of like duration that batches come from", low=1)
     log_every: int = setting(10, "optimizer steps between two lines of the log", low=1)
+    keep: int = setting(
+        2, "newest checkpoints kept by their step, beside best and last; one a validation", low=0
+    )
+    from_scratch: bool = setting(
+        False, "draw the weights anew; only the sizes are the checkpoint's (with none, the released model's)"
+    )
+    untie_heads: bool = setting(
+        False, "give the NAR's heads weights of their own; not exportable to the released format then"
+    )
+    gradient_checkpointing: bool = setting(
+        False, "compute the layers twice and keep less: a third more time, far less memory"
+    )
+    compile: bool = setting(
+        False, "compile the decoder layers (torch.compile); for a GPU and long runs, minutes at the start"
+    )
+    collation: CollationConfig = field(default_factory=CollationConfig)
     ar: StageConfig = field(default_factory=StageConfig)
     nar: StageConfig = field(default_factory=StageConfig)
+
+
+GROUPS = {"collation": CollationConfig, "ar": StageConfig, "nar": StageConfig}
+"""The fields of FinetuneConfig that hold settings of their own."""
 
 
 def resolve_config(preset: str, overrides: Sequence[str] = ()) -> FinetuneConfig:
@@ -85,32 +157,26 @@ def resolve_config(preset: str, overrides: Sequence[str] = ()) -> FinetuneConfig
             touched.add(name)
     faults += [
         f"{stage}.optimizer is {optimizer} and {stage}.lr is not given: the preset's rate is that of "
-        f"{planned[stage]}. Begin with {stage}.lr={PROPOSED_LR[optimizer]}"
+        f"{planned[stage]}. Begin with {stage}.lr={PROPOSED_LR.get(optimizer, '1e-5')}"
         for stage, optimizer in _optimizers(values).items()
-        if optimizer != planned[stage] and optimizer in PROPOSED_LR and f"{stage}.lr" not in touched
+        if optimizer != planned[stage] and f"{stage}.lr" not in touched and _is_optimizer(optimizer)
     ]
     return _build(values, faults)
 
 
 def read_preset(name: str) -> dict[str, object]:
     """The settings that a preset changes, by dotted name."""
-    if name not in (known := preset_names()):
-        raise ConfigError(
-            f"preset {name!r} is not known; there are {', '.join(known)}.{_nearest_hint(name, known)}"
-        )
-    with (PRESETS_FOLDER / f"{name}.toml").open("rb") as file:
-        tree = tomllib.load(file)
-    tree.pop("about", None)
+    tree = _preset_tree(name)
     values: dict[str, object] = {}
     for key, value in tree.items():
-        if key in STAGES:
+        if key in ("about", "stages", *GROUPS):
             continue
         names = _matching(key)
         if not names:
             raise ConfigError(f"preset {name}: {key} is not a setting")
         values |= dict.fromkeys(names, value)
-    for stage in STAGES:
-        values |= {f"{stage}.{key}": value for key, value in tree.get(stage, {}).items()}
+    for group in GROUPS:
+        values |= {f"{group}.{key}": value for key, value in tree.get(group, {}).items()}
     return values
 
 
@@ -121,26 +187,28 @@ def preset_names() -> tuple[str, ...]:
 
 def preset_about(name: str) -> str:
     """When to take a preset: the first lines of its file."""
-    with (PRESETS_FOLDER / f"{name}.toml").open("rb") as file:
-        return str(tomllib.load(file).get("about", "")).strip()
+    return str(_preset_tree(name).get("about", "")).strip()
+
+
+def preset_stages(name: str) -> tuple[str, ...]:
+    """The stages that a preset is for, which is what is trained where none are named."""
+    return tuple(_preset_tree(name).get("stages", STAGES))
 
 
 def setting_names() -> dict[str, object]:
     """Every setting by its dotted name, with its dataclass field."""
-    names = {f.name: f for f in fields(FinetuneConfig) if f.name not in STAGES}
-    return names | {f"{stage}.{f.name}": f for stage in STAGES for f in fields(StageConfig)}
+    names = {f.name: f for f in fields(FinetuneConfig) if f.name not in GROUPS}
+    return names | {f"{group}.{f.name}": f for group, kind in GROUPS.items() for f in fields(kind)}
 
 
 def describe_settings() -> list[tuple[str, str, str, str]]:
     """Each setting once: name, default, what is allowed, what it is. The README's table and the help."""
-    rows = []
-    for f in [f for f in fields(FinetuneConfig) if f.name not in STAGES] + list(fields(StageConfig)):
-        allowed = ", ".join(f.metadata["choices"]) or _allowed(f)
-        default = (
-            "none" if f.default is None else f"{f.default:g}" if isinstance(f.default, float) else f.default
-        )
-        rows.append((f.name, str(default), allowed, f.metadata["help"]))
-    return rows
+    names = setting_names()
+    shown = {name: f for name, f in names.items() if not name.startswith("nar.")}
+    return [
+        (name.removeprefix("ar."), default_text(f), allowed_text(f), f.metadata["help"])
+        for name, f in shown.items()
+    ]
 
 
 def to_dict(config: FinetuneConfig) -> dict:
@@ -156,9 +224,22 @@ def from_dict(tree: dict) -> FinetuneConfig:
     return _build(values, [])
 
 
+def _preset_tree(name: str) -> dict:
+    if name not in (known := preset_names()):
+        raise ConfigError(
+            f"preset {name!r} is not known; there are {', '.join(known)}.{nearest_hint(name, known)}"
+        )
+    with (PRESETS_FOLDER / f"{name}.toml").open("rb") as file:
+        return tomllib.load(file)
+
+
 def _optimizers(values: dict[str, object]) -> dict[str, object]:
     """Each stage's optimizer, its default where none is given."""
     return {stage: values.get(f"{stage}.optimizer", StageConfig.optimizer) for stage in STAGES}
+
+
+def _is_optimizer(name: object) -> bool:
+    return name in OPTIMIZERS or str(name).startswith(ANY_TORCH_OPTIMIZER)
 
 
 def _matching(key: str) -> list[str]:
@@ -175,48 +256,16 @@ def _build(values: dict[str, object], faults: list[str]) -> FinetuneConfig:
             faults.append(_unknown_setting(name, name, "="))
             continue
         try:
-            parsed[name] = _parse(known[name], value)
+            parsed[name] = parse_setting(known[name], value)
         except ValueError as error:
             faults.append(f"{name} is {value!r}; {error}")
     if faults:
         raise ConfigError("; ".join(faults))
     config = FinetuneConfig(**{k: v for k, v in parsed.items() if "." not in k})
-    for stage in STAGES:
-        own = {k.partition(".")[2]: v for k, v in parsed.items() if k.startswith(f"{stage}.")}
-        config = replace(config, **{stage: replace(getattr(config, stage), **own)})
+    for group in GROUPS:
+        own = {k.partition(".")[2]: v for k, v in parsed.items() if k.startswith(f"{group}.")}
+        config = replace(config, **{group: replace(getattr(config, group), **own)})
     return config
-
-
-def _parse(field_, value: object):
-    """A value of a setting from text or TOML; ValueError says what is allowed."""
-    meta = field_.metadata
-    if meta["choices"]:
-        if value not in meta["choices"]:
-            hint = _nearest_hint(str(value), meta["choices"])
-            raise ValueError(f"it must be one of {', '.join(meta['choices'])}.{hint}")
-        return value
-    kinds = typing.get_args(field_.type) if isinstance(field_.type, types.UnionType) else (field_.type,)
-    if types.NoneType in kinds and (value is None or str(value).lower() == "none"):
-        return None
-    kind, low, high = kinds[0], meta["low"], meta["high"]
-    try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"it must be {_allowed(field_)}") from None
-    inside = (low is None or number >= low) and (high is None or number <= high) and math.isfinite(number)
-    if not inside or isinstance(value, bool) or (kind is int and float(value) != number):
-        raise ValueError(f"it must be {_allowed(field_)}")
-    return number
-
-
-def _allowed(field_) -> str:
-    """The range of a number, in words."""
-    low, high = field_.metadata["low"], field_.metadata["high"]
-    is_whole = field_.type in (int, int | None)
-    span = "a whole number" if is_whole else "a number"
-    span += "" if low is None else f" of at least {low:g}"
-    span += "" if high is None else f", at most {high:g}"
-    return span + (", or none" if field_.default is None else "")
 
 
 def _unknown_setting(text: str, key: str, separator: str) -> str:
@@ -224,11 +273,6 @@ def _unknown_setting(text: str, key: str, separator: str) -> str:
         return f"--set {text!r} has no '='; write it as key=value, as in lr=1e-5"
     known = [*setting_names(), *(f.name for f in fields(StageConfig))]
     meant = OTHER_NAMES.get(key.rpartition(".")[2].strip())
-    hint = f" Did you mean {meant}?" if meant else _nearest_hint(key, known)
-    listed = ", ".join(dict.fromkeys(name.partition(".")[2] or name for name in known))
+    hint = f" Did you mean {meant}?" if meant else nearest_hint(key, known)
+    listed = ", ".join(row[0] for row in describe_settings())
     return f"setting {key!r} is not known.{hint or f' There are {listed}.'}"
-
-
-def _nearest_hint(name: str, known: Sequence[str]) -> str:
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]}?" if nearest else ""

@@ -106,8 +106,11 @@ def freeze_all_but(model: VALLE, groups: Iterable[ParameterGroup]) -> None:
             parameter.requires_grad_(True)
 
 
-def optimizer_groups(groups: Iterable[ParameterGroup], lr: float, weight_decay: float) -> list[dict]:
-    """Groups for an optimizer: what decays and what does not apart, with `lr` and `lr_factor`."""
+def optimizer_groups(groups: Iterable[ParameterGroup], lr: float, weight_decay: float | None) -> list[dict]:
+    """Groups for an optimizer: what decays and what does not apart, with `lr` and `lr_factor`.
+
+    weight_decay: None is the optimizer's own
+    """
     result = []
     for group in groups:
         for is_decayed in (True, False):

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: ScaledAdam, Adam and AdamW; constant, cosine, Noam and Eden.
+"""Optimizers and learning-rate schedules: ScaledAdam, Eve and torch's; constant, cosine, Noam and Eden.
 
 ScaledAdam moves each tensor in proportion to its own root mean square, so its learning rates (0.03-0.05)
 are no AdamW learning rates. A schedule is a pure function that returns a factor: lr = base_lr * factor.
@@ -6,6 +6,7 @@ Nothing here waits for the device: the clipping factor stays a tensor.
 """
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune.config import OPTIMIZERS, SCHEDULES
+from finetune.config import OPTIMIZER_DEFAULTS, SCHEDULES
+from finetune.eve import Eve
 from vallex.errors import ConfigError
 
 # ScaledAdam's fixed numbers; the original has them as defaults that no recipe changes.
@@ -22,6 +24,7 @@ _EPSILON = 1e-8
 _MIN_RMS, _MAX_RMS = 1e-5, 3.0  # a tensor is not shrunk below the first, and is shrunk above the second
 _SCALAR_MAX = 10.0
 _SCALE_PERIOD = 4  # the scale of a tensor is updated once in so many steps
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 class ScaledAdam(torch.optim.Optimizer):
@@ -201,23 +204,63 @@ def build_optimizer(
     name: str,
     groups: Iterable[Tensor] | Iterable[dict[str, Any]],
     lr: float,
-    betas: tuple[float, float] = (0.9, 0.95),
-    weight_decay: float = 0.01,
+    betas: tuple[float | None, float | None] = (None, None),
+    weight_decay: float | None = None,
 ) -> torch.optim.Optimizer:
     """The optimizer called `name`, over parameters or parameter groups.
 
-    `weight_decay` is AdamW's: the others have none. A group may bring its own `lr` and, for AdamW,
-    `weight_decay`. Raises ConfigError where `name` is not one of OPTIMIZERS.
+    name: one of OPTIMIZERS, or torch.NAME for any of torch.optim, as `torch.SGD`
+    betas, weight_decay: None is the optimizer's own (OPTIMIZER_DEFAULTS, or torch's); what it has not is
+        left out. A group may bring its own `lr` and `weight_decay`.
+
+    Raises ConfigError where there is no such optimizer.
     """
-    groups = list(groups)
-    if name == "scaled-adam":
-        return ScaledAdam(groups, lr=lr, betas=betas)
-    # one kernel for all parameters; every device that vallex runs on has it
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
-    if name == "adam":
-        return torch.optim.Adam(groups, lr=lr, betas=betas, fused=True)
-    raise _unknown("optimizer", name, OPTIMIZERS)
+    kind = optimizer_class(name)
+    takes = inspect.signature(kind).parameters
+    own_betas, own_decay = OPTIMIZER_DEFAULTS.get(name, (None, None))
+    settings: dict[str, Any] = {"lr": lr}
+    if "betas" in takes:
+        standard = own_betas or takes["betas"].default
+        settings["betas"] = tuple(
+            own if given is None else given for given, own in zip(betas, standard, strict=True)
+        )
+    weight_decay = own_decay if weight_decay is None else weight_decay
+    if "weight_decay" in takes and weight_decay is not None:
+        settings["weight_decay"] = weight_decay
+    if kind in _FUSED:
+        # one kernel for all parameters; every device that vallex runs on has it
+        settings["fused"] = True
+    try:
+        return kind([_without_none(group) for group in groups], **settings)
+    except (ValueError, TypeError, RuntimeError) as error:
+        # some take matrices only, or know no lr
+        raise ConfigError(f"optimizer {name!r} cannot train this: {' '.join(str(error).split())}") from error
+
+
+def _without_none(group: Tensor | dict[str, Any]) -> Tensor | dict[str, Any]:
+    """A group without what it leaves to the optimizer."""
+    if not isinstance(group, dict):
+        return group
+    return {key: value for key, value in group.items() if value is not None}
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class that a name means; ConfigError where there is none, or where it needs a closure."""
+    ours = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "scaled-adam": ScaledAdam, "eve": Eve}
+    if name in ours:
+        return ours[name]
+    kinds = {
+        kind.__name__: kind
+        for kind in vars(torch.optim).values()
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    }
+    # the one calls the model several times a step, the other takes sparse gradients only
+    for unfit in ("Optimizer", "LBFGS", "SparseAdam"):
+        kinds.pop(unfit, None)
+    kind = kinds.get(name.removeprefix("torch."))
+    if kind is None or not name.startswith("torch."):
+        raise _unknown("optimizer", name, (*ours, *(f"torch.{known}" for known in sorted(kinds))))
+    return kind
 
 
 def eden_factor(

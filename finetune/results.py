@@ -20,7 +20,7 @@ import psutil
 
 from vallex.errors import RunError
 from vallex.files import atomic_write
-from vallex.model.runs import find_run_checkpoint, is_run_folder
+from vallex.model.runs import ADAPTER_FILE, find_run_checkpoint, is_run_folder
 
 PHASES = ("ar", "nar")
 STATUSES = ("running", "done", "stopped", "failed")
@@ -269,7 +269,9 @@ def _no_such_run(ref: str, runs_dir: Path) -> str:
 
 def _checkpoint_names(run_dir: Path) -> list[str]:
     """What can stand behind RUN@."""
-    stems = [path.stem for path in (run_dir / "checkpoints").glob("*.safetensors")]
+    folder = run_dir / "checkpoints"
+    stems = [path.stem for path in folder.glob("*.safetensors")]
+    stems += [path.parent.name for path in folder.glob(f"*/{ADAPTER_FILE}")]
     found = {match[1] for stem in stems if (match := re.fullmatch(r"n?ar-(?:step-)?(best|last|\d+)", stem))}
     if find_run_checkpoint(run_dir, "chosen") is not None:
         found.add("chosen")

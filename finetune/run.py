@@ -11,19 +11,24 @@ from pathlib import Path
 import torch
 
 import vallex
+from finetune.checks import check_combinations
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
+from finetune.model_setup import check_groups, set_collation
+from finetune.optim import optimizer_class
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
-from finetune.run_folder import RunFolder
-from finetune.train import StopRequest, TrainState, make_accelerator, train_stage
+from finetune.run_folder import AdapterOrigin, RunFolder
+from finetune.train import StopRequest, train_stage
+from finetune.trainer import TrainState, make_accelerator
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
 from vallex.files import remove_temporaries, sha256_of
 from vallex.model.added_languages import extend_languages
-from vallex.model.checkpoint import load_model
+from vallex.model.checkpoint import RELEASED_SIZES, load_model
+from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
 from vallex.model.runs import is_run_folder
-from vallex.model.toy import toy_model
+from vallex.model.toy import TOY_CONFIG, toy_model
 from vallex.text import PhonemeTokenizer
 
 
@@ -31,7 +36,8 @@ from vallex.text import PhonemeTokenizer
 class RunSpec:
     """What was asked for.
 
-    init: the checkpoint to begin with; None is the toy model, which `offline_toy` must have asked for
+    init: the checkpoint to begin with; None is the toy model, which `offline_toy` must have asked for, or
+        from scratch the released sizes
     stages: "ar", "nar" or both, in this order
     add_languages: codes of languages to teach the checkpoint, each with the one that it begins as
     """
@@ -68,12 +74,17 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
     """
     path = spec.runs_dir / spec.name
     _check_folder(path, spec, resume)
+    check_combinations(spec.config, spec.stages, init=spec.init, add_languages=spec.add_languages)
+    for stage in spec.stages:
+        optimizer_class(getattr(spec.config, stage).optimizer)
     tokenizer = PhonemeTokenizer()
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
-    model = toy_model() if spec.init is None else load_model(spec.init)
+    model = _starting_model(spec)
     if spec.add_languages:
         extend_languages(model, spec.add_languages)
     check_fit(spec, model, data)
+    set_collation(model, spec.config)
+    check_groups(spec.config, spec.stages, model.config)
     make_accelerator(spec.config.precision)  # refuses a precision that the machine lacks
     model.provenance = _provenance(spec, model, data)
     folder = _open_folder(path, spec, model, data, resume)
@@ -91,6 +102,22 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
         raise
     folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
     return folder.result
+
+
+def _starting_model(spec: RunSpec) -> VALLE:
+    """The checkpoint or the toy; from scratch, a new model of their sizes (without one, of the released)."""
+    if not spec.config.from_scratch:
+        return toy_model() if spec.init is None else load_model(spec.init)
+    if spec.init is not None:
+        known = load_model(spec.init)
+        config, is_toy = known.config, bool(known.provenance.get("toy"))
+    else:
+        config, is_toy = TOY_CONFIG if spec.offline_toy else ModelConfig(**RELEASED_SIZES), spec.offline_toy
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.config.seed)
+        model = VALLE(config)
+    model.provenance = {"toy": is_toy}
+    return model
 
 
 def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
@@ -120,7 +147,8 @@ def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
 def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
     """Whether checkpoint, data and stages can work together; every fault at once."""
     config, faults = model.config, []
-    if (spec.init is None or model.provenance.get("toy")) and not spec.offline_toy:
+    is_toy = model.provenance.get("toy") or (spec.init is None and not spec.config.from_scratch)
+    if is_toy and not spec.offline_toy:
         raise CheckpointError(
             f"{spec.init or 'the toy model'}: made with toy weights; add --offline-toy to go on from it "
             "all the same, or begin with the released model"
@@ -212,7 +240,7 @@ def _open_folder(path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, res
     begun = _new_result(spec, model, data)
     if not resume:
         path.mkdir(parents=True)
-        folder = RunFolder(path, begun)
+        folder = RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
         folder.write_settings(spec.settings())
         folder.write(process=this_process())
         return folder
@@ -224,7 +252,7 @@ def _open_folder(path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, res
                 "or put back what was there"
             )
     remove_temporaries(path)
-    folder = RunFolder(path, result)
+    folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
     phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
     folder.write(status="running", phases=phases, process=this_process(), error=None)
     return folder
@@ -241,7 +269,7 @@ def _new_result(spec: RunSpec, model: VALLE, data: PreparedSet) -> RunResult:
         init={
             "path": None if spec.init is None else str(spec.init),
             "fingerprint": None if spec.init is None or spec.init.is_dir() else sha256_of(spec.init),
-            "toy": spec.init is None,
+            "toy": spec.init is None and spec.offline_toy,
         },
         data={
             "path": str(spec.prepared),
@@ -273,6 +301,8 @@ def _train_stages(
         if stage == "nar" and "ar" in spec.stages:
             model = load_model(folder.checkpoint("ar", "best"))
             model.provenance = provenance
+        if stage in folder.adapter_stages:
+            folder.adapter_origin = _adapter_origin(spec, model, folder, stage)
         try:
             state: TrainState = train_stage(stage, spec.config, model, data, folder, display, stop)
         finally:
@@ -282,6 +312,24 @@ def _train_stages(
             folder.end_early(None)
             return "stopped"
     return "done"
+
+
+def _adapter_stages(spec: RunSpec) -> frozenset[str]:
+    return frozenset(stage for stage in spec.stages if getattr(spec.config, stage).lora_rank)
+
+
+def _adapter_origin(spec: RunSpec, model: VALLE, folder: RunFolder, stage: str) -> AdapterOrigin:
+    """What a stage's adapter goes on: the run's start, with the AR's adapter, or the AR's trained weights."""
+    from vallex.model.adapter import fingerprint_of, read_adapter
+
+    if stage == "nar" and "ar" in folder.adapter_stages:
+        beside = read_adapter(folder.checkpoint("ar", "best"))
+        return AdapterOrigin(base=beside.base, beside=beside)
+    path = None if spec.init is None else str(spec.init.resolve())
+    if stage == "nar" and "ar" in spec.stages:
+        # from the adapter's own folder, so that a run folder can be moved
+        path = f"../{folder.checkpoint('ar', 'best').name}"
+    return AdapterOrigin(base={"path": path, "fingerprint": fingerprint_of(model)})
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,34 +2,61 @@
 
 config.json      what was asked for: settings, preset, data, checkpoint, stages
 metrics.jsonl    a line a log interval and a validation
-checkpoints/     {ar,nar}-{last,best}.safetensors, each a whole model
+checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an adapter is a folder
 state-ar.pt      what a stopped stage goes on from; gone when the stage is done
 result.json      what was run on what, and how it ended
 """
 
 import json
 import os
+import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune.results import PhaseResult, RunResult, write_result
 from vallex.errors import RunError
 from vallex.files import atomic_write
+from vallex.model.runs import checkpoint_file
 
 if TYPE_CHECKING:
     from finetune.train import TrainState
+    from vallex.model.adapter import Adapter
     from vallex.model.network import VALLE
 
 
-class RunFolder:
-    """One run's files. In a run of several processes only the first writes."""
+@dataclass(frozen=True, kw_only=True)
+class AdapterOrigin:
+    """What an adapter's files say of where it belongs.
 
-    def __init__(self, path: Path, result: RunResult, *, is_writer: bool = True):
+    base: {"path", "fingerprint"} of the model below it
+    beside: the AR's adapter, which stands in the NAR's files too
+    """
+
+    base: dict
+    beside: "Adapter | None" = None
+
+
+class RunFolder:
+    """One run's files. In a run of several processes only the first writes.
+
+    adapter_stages: the stages whose checkpoints are adapters; before such a stage `adapter_origin` is set
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        result: RunResult,
+        *,
+        is_writer: bool = True,
+        adapter_stages: frozenset[str] = frozenset(),
+    ):
         self.path = path
         self.result = result
         self.is_writer = is_writer
+        self.adapter_stages = adapter_stages
+        self.adapter_origin: AdapterOrigin | None = None
 
     def write_settings(self, settings: dict) -> None:
         """What the run was asked to do, in full; it never changes."""
@@ -41,27 +68,46 @@ class RunFolder:
             with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    def save_checkpoint(self, model: "VALLE", stage: str, step: int) -> None:
-        """Writes the whole model as the stage's last."""
-        from vallex.model.checkpoint import save_model
-
+    def save_checkpoint(self, model: "VALLE", stage: str, which: str, step: int) -> None:
+        """Writes the model, or the adapter on it, as the stage's "last" or "best"."""
         model.provenance = {**model.provenance, "run": self.result.name, "stage": stage, "step": step}
-        save_model(model, self.checkpoint(stage, "last"))
+        path = self.checkpoint(stage, which)
+        if stage in self.adapter_stages:
+            from vallex.model.adapter import save_adapter
 
-    def mark_best(self, stage: str) -> None:
-        """Makes the stage's last checkpoint its best too."""
-        last = self.checkpoint(stage, "last")
-        with atomic_write(self.checkpoint(stage, "best")) as temporary:
-            # one file under two names: the next `last` is a new file, so this one stays
-            temporary.unlink()
-            try:
-                os.link(last, temporary)
-            except OSError:
-                shutil.copyfile(last, temporary)
+            save_adapter(model, path, base=self.adapter_origin.base, beside=self.adapter_origin.beside)
+        else:
+            from vallex.model.checkpoint import save_model
+
+            save_model(model, path)
+
+    def link_last(self, stage: str, which: str) -> None:
+        """Gives the stage's last checkpoint a second name: "best", or "step-N"."""
+        source, target = self.checkpoint(stage, "last"), self.checkpoint(stage, which)
+        if stage in self.adapter_stages:
+            # the weights come last: without them it is no checkpoint yet
+            for file in sorted(source.parent.iterdir()):
+                if not file.name.startswith("."):
+                    _link(file, target.parent / file.name)
+        else:
+            _link(source, target)
+
+    def remove_old_steps(self, stage: str, keep: int) -> None:
+        """Removes a stage's checkpoints by step, all but the newest `keep`."""
+        found = {
+            int(match[1]): path
+            for path in (self.path / "checkpoints").glob(f"{stage}-step-*")
+            if (match := re.fullmatch(r"n?ar-step-(\d+)(\.safetensors)?", path.name))
+        }
+        for step in sorted(found, reverse=True)[keep:]:
+            if found[step].is_dir():
+                shutil.rmtree(found[step], ignore_errors=True)
+            else:
+                found[step].unlink(missing_ok=True)
 
     def checkpoint(self, stage: str, which: str) -> Path:
-        """Where a stage's "last" or "best" checkpoint lies."""
-        return self.path / "checkpoints" / f"{stage}-{which}.safetensors"
+        """Where a stage's "last", "best" or "step-N" checkpoint lies."""
+        return checkpoint_file(self.path, f"{stage}-{which}", adapter=stage in self.adapter_stages)
 
     def save_state(self, stage: str, state: dict) -> None:
         """Writes what the stage goes on from."""
@@ -136,7 +182,13 @@ class RunFolder:
     def _with_checkpoint(self, score: dict | None, stage: str, which: str) -> dict | None:
         if score is None:
             return None
-        return {**_figures(score), "step": score["step"], "checkpoint": f"{stage}-{which}.safetensors"}
+        name = self.checkpoint(stage, which).relative_to(self.path / "checkpoints")
+        return {
+            **_figures(score),
+            "step": score["step"],
+            "weights": score["weights"],
+            "checkpoint": name.as_posix(),
+        }
 
     def _cut_log(self, stage: str, step: int) -> None:
         """Forgets what the log says of a stage after a step, and a last line that a kill cut off."""
@@ -149,6 +201,16 @@ class RunFolder:
         kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def _link(source: Path, target: Path) -> None:
+    """One file under two names: the next `last` is a new file, so this one stays."""
+    with atomic_write(target) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -10,41 +10,22 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from itertools import islice
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
 
-from finetune.config import FinetuneConfig, StageConfig
-from finetune.data.dataset import BatchSettings, CodesDataset, plan_epoch, train_batches, valid_batches
+from finetune.config import FinetuneConfig
+from finetune.data.dataset import train_batches, valid_batches
 from finetune.data.prepared import PreparedSet
 from finetune.display import Display
 from finetune.evaluate import Score, evaluate
-from finetune.optim import build_optimizer, schedule_factor
+from finetune.freezing import describe_groups
+from finetune.optim import schedule_factor
 from finetune.run_folder import RunFolder
-from vallex.errors import ConfigError, TrainingError
+from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_up_stage
+from vallex.errors import TrainingError
 from vallex.model.batch import Batch
 from vallex.model.network import VALLE
-from vallex.text import TextCollator
-
-DECAY_EXEMPT_NDIM = 1
-"""Biases, norms and alphas are not decayed: pulling them to zero is no prior that anybody holds."""
-
-
-@dataclass(kw_only=True)
-class TrainState:
-    """Where a stage stands. Saved whole, with weights, optimizer and generators beside it."""
-
-    stage: str
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    """Batches taken from this epoch."""
-    seconds: float = 0.0
-    base: dict | None = None
-    best: dict | None = None
-    last: dict | None = None
 
 
 class StopRequest:
@@ -72,31 +53,6 @@ class StopRequest:
                 signal.signal(number, handler)
 
 
-@dataclass(kw_only=True)
-class Trainer:
-    """What one stage is trained with."""
-
-    stage: str
-    config: FinetuneConfig
-    stage_config: StageConfig
-    accelerator: Accelerator
-    model: VALLE
-    wrapped: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    train_set: CodesDataset
-    valid_set: CodesDataset
-    batching: BatchSettings
-    draws: torch.Generator
-    state: TrainState
-    window: torch.Tensor
-    """[4] float32: loss, targets, hits and frames since the last line of the log. It stays on the device,
-    because reading it waits for it."""
-    steps_per_epoch: int
-    total_steps: int
-    folder: RunFolder
-    display: Display
-
-
 def train_stage(
     stage: str,
     config: FinetuneConfig,
@@ -111,17 +67,18 @@ def train_stage(
     model: what the stage begins with; it is trained in place
     errors: TrainingError where the loss is not finite
     """
-    trainer = _set_up(stage, config, model, data, folder, display)
+    trainer = set_up_stage(stage, config, model, data, folder, display)
     state = trainer.state
     display.stage_started(stage, state.step, trainer.total_steps, _groups(trainer))
     if state.base is None:
+        _check_evaluation(trainer)
         state.base = _score(trainer).to_dict()
         folder.log({"stage": stage, "kind": "valid", "step": 0, **state.base})
         folder.update(state)
         display.validated(stage, 0, state.base, state.base)
 
     batches = _endless_batches(trainer)
-    while state.step < trainer.total_steps and not stop.is_set:
+    while state.step < trainer.total_steps and not stop.is_set and not _is_out_of_patience(trainer):
         learning_rate, grad_norm = _step(trainer, batches)
         is_last = state.step == trainer.total_steps
         is_validated = is_last or state.step % _validation_interval(trainer) == 0
@@ -130,126 +87,23 @@ def train_stage(
         if is_validated:
             _validate(trainer)
         display.stepped(state.step)
+    if _is_out_of_patience(trainer):
+        display.note(
+            f"{stage.upper()}: ended at step {state.step}, {state.num_since_best} validations after its best"
+        )
     if stop.is_set:
         _check_finite(trainer, float(trainer.window[0]), "loss")
-        _save_state(trainer)
+        save_state(trainer)
     trainer.accelerator.free_memory()
     return state
 
 
-def make_accelerator(precision: str, *, find_unused: bool = False) -> Accelerator:
-    """What runs a stage on the devices that there are.
-
-    find_unused: whether a step leaves some of the parameters that are trained without a gradient
-    errors: ConfigError where the device lacks the precision
-    """
-    # accelerate remembers the precision of a process's first Accelerator, and takes no other
-    AcceleratorState._reset_state()
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
-    mixed_precision = {"fp32": "no"}.get(precision, precision)
-    try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[ddp])
-    except ValueError as error:
-        raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
-    if precision == "fp16" and accelerator.scaler is None:
-        # accelerate would compute in fp32 without a word
-        raise ConfigError(
-            f"precision is fp16, which a {accelerator.device.type} does not train in. "
-            "Set precision=bf16 or precision=fp32"
-        )
-    return accelerator
-
-
-def _set_up(stage, config, model, data, folder, display) -> Trainer:
-    """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
-    stage_config: StageConfig = getattr(config, stage)
-    accelerator = make_accelerator(config.precision, find_unused=stage == "nar")
-    saved = folder.load_state(stage)
-    torch.manual_seed(config.seed)
-    draws = torch.Generator().manual_seed(config.seed * 1_000_003 + accelerator.process_index)
-    model.set_dropout(stage_config.dropout)
-    half = getattr(model, stage)
-    model.requires_grad_(False)
-    # alpha of the NAR's positions is a constant of the released model
-    half.requires_grad_(True)
-    for name, parameter in half.named_parameters():
-        if stage == "nar" and name.endswith("_position.alpha"):
-            parameter.requires_grad_(False)
-    if saved:
-        half.load_state_dict(saved["half"])
-    optimizer = build_optimizer(
-        stage_config.optimizer,
-        _decay_groups(half, stage_config.weight_decay),
-        lr=stage_config.lr,
-        betas=(stage_config.beta1, stage_config.beta2),
-        weight_decay=stage_config.weight_decay,
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-    if saved:
-        optimizer.load_state_dict(saved["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-        _restore_generators(saved["generators"], draws)
-    collator = TextCollator(
-        bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
-    )
-    batching = BatchSettings(
-        max_duration_sec=config.max_batch_sec,
-        num_buckets=config.num_buckets,
-        seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    train_set = CodesDataset(
-        data.train, collator, with_prompts=stage == "nar" and model.config.prefix_mode == 4, seed=config.seed
-    )
-    steps_per_epoch = math.ceil(len(plan_epoch(train_set.cuts, batching, 0)) / stage_config.accumulate)
-    total_steps = min(stage_config.max_epochs * steps_per_epoch, stage_config.max_steps or math.inf)
-    window = saved["window"] if saved else torch.zeros(4)
-    trainer = Trainer(
-        stage=stage,
-        config=config,
-        stage_config=stage_config,
-        accelerator=accelerator,
-        model=model,
-        wrapped=wrapped,
-        optimizer=optimizer,
-        train_set=train_set,
-        valid_set=CodesDataset(data.valid, collator),
-        batching=batching,
-        draws=draws,
-        state=TrainState(**saved["state"]) if saved else TrainState(stage=stage),
-        window=window.to(accelerator.device),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=int(total_steps),
-        folder=folder,
-        display=display,
-    )
-    best = trainer.state.best
-    if best is not None and best["step"] == trainer.state.step and accelerator.is_main_process:
-        # a kill may have come between the state, which calls these weights the best, and their file
-        folder.save_checkpoint(model, stage, trainer.state.step)
-        folder.mark_best(stage)
-    return trainer
-
-
-def _decay_groups(half: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Trained parameters, each once (tied heads are their embeddings), in two groups: decayed and not."""
-    trained = [p for p in half.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > DECAY_EXEMPT_NDIM], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= DECAY_EXEMPT_NDIM], "weight_decay": 0.0},
-    ]
-
-
 def _groups(trainer: Trainer) -> str:
-    """What is trained, in a line."""
-    trained = [p for group in trainer.optimizer.param_groups for p in group["params"]]
-    return (
-        f"{trainer.stage.upper()}: {len(trained)} tensors, {sum(p.numel() for p in trained) / 1e6:.1f} M "
-        f"parameters, {trainer.stage_config.optimizer} at lr {trainer.stage_config.lr:g}, "
-        f"{trainer.total_steps} steps"
-    )
+    """What is trained at which rate, as a table under a line that says how long."""
+    settings = trainer.stage_config
+    head = f"{trainer.stage.upper()}: {settings.optimizer} at lr {settings.lr:g}, {trainer.total_steps} steps"
+    table = describe_groups(trainer.model, trainer.stage, trainer.groups, settings.lr)
+    return "\n".join([head, *table])
 
 
 def _endless_batches(trainer: Trainer) -> Iterator[Batch]:
@@ -276,14 +130,22 @@ def _step(trainer: Trainer, batches: Iterator[Batch]) -> tuple[float, torch.Tens
         batch = next(batches).to(accelerator.device, non_blocking=True)
         is_synced = micro == settings.accumulate - 1
         with nullcontext() if is_synced else accelerator.no_sync(trainer.wrapped):
-            out = trainer.wrapped(batch, 0 if trainer.stage == "ar" else None, generator=trainer.draws)
-            accelerator.backward(out.loss / scale)
+            out = trainer.wrapped(
+                batch,
+                0 if trainer.stage == "ar" else None,
+                generator=trainer.draws,
+                label_smoothing=settings.label_smoothing,
+            )
+            # of the NAR's heads a step has one: where only others are trained, it has no gradient
+            if out.loss.requires_grad:
+                accelerator.backward(out.loss / scale)
         sums += torch.stack([out.loss.detach(), out.num_targets, out.top10_correct, out.num_frames])
     num_targets = accelerator.reduce(sums[1], reduction="sum").clamp(min=1)
     parameters = [p for p in trainer.model.parameters() if p.grad is not None]
     accelerator.unscale_gradients(trainer.optimizer)
-    factor = scale * accelerator.num_processes / num_targets
-    torch._foreach_mul_([p.grad for p in parameters], factor)
+    if parameters:
+        factor = scale * accelerator.num_processes / num_targets
+        torch._foreach_mul_([p.grad for p in parameters], factor)
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
     learning_rate = settings.lr * schedule_factor(
         settings.schedule,
@@ -294,9 +156,12 @@ def _step(trainer: Trainer, batches: Iterator[Batch]) -> tuple[float, torch.Tens
         d_model=trainer.model.config.d_model,
     )
     for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate
-    trainer.optimizer.step()
+        group["lr"] = learning_rate * group["lr_factor"]
+    if parameters:
+        trainer.optimizer.step()
     state.step += 1
+    if trainer.average is not None:
+        trainer.average.update(state.step)
     trainer.window += sums
     state.seconds += time.monotonic() - began
     return learning_rate, grad_norm
@@ -339,56 +204,47 @@ def _validation_interval(trainer: Trainer) -> int:
     return trainer.stage_config.validate_every or trainer.steps_per_epoch
 
 
-def _score(trainer: Trainer) -> Score:
-    batches = valid_batches(trainer.valid_set, trainer.batching)
+def _is_out_of_patience(trainer: Trainer) -> bool:
+    return 0 < trainer.stage_config.patience <= trainer.state.num_since_best
+
+
+def _score(trainer: Trainer, num_batches: int | None = None) -> Score:
+    batches = islice(valid_batches(trainer.valid_set, trainer.batching), num_batches)
     return evaluate(trainer.model, batches, trainer.stage, trainer.accelerator)
 
 
+def _check_evaluation(trainer: Trainer) -> None:
+    """Scores the untouched model on two batches: what is broken fails in seconds, not behind all of them."""
+    loss = _score(trainer, num_batches=2).loss
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the {trainer.stage.upper()} validation loss of the untouched model is {loss}: the checkpoint "
+            "holds damaged weights; begin with another. Nothing was trained"
+        )
+
+
 def _validate(trainer: Trainer) -> None:
-    """Scores the weights as they are and saves just these: as last, and as best where they are.
+    """Scores the weights as they are, and their average; saves the first as last, the better as best.
 
-    The state is written before what it calls best: from a kill between the two, `_set_up` mends the second.
+    The state is written before the files that it speaks of; `set_up_stage` mends them after a kill between.
     """
-    state = trainer.state
-    score = {**_score(trainer).to_dict(), "step": state.step}
-    _check_finite(trainer, score["loss"], "validation loss")
-    trainer.folder.log({"stage": trainer.stage, "kind": "valid", **score})
-    is_best = state.best is None or score["loss"] < state.best["loss"]
-    state.last = score
-    if is_best:
-        state.best = score
+    state, average = trainer.state, trainer.average
+    scores = [{**_score(trainer).to_dict(), "step": state.step, "weights": "raw"}]
+    _check_finite(trainer, scores[0]["loss"], "validation loss")
+    trainer.folder.log({"stage": trainer.stage, "kind": "valid", **scores[0]})
+    if average is not None and average.values:
+        with average.in_place():
+            scores.append({**_score(trainer).to_dict(), "step": state.step, "weights": average.kind})
+        trainer.folder.log({"stage": trainer.stage, "kind": "valid-average", **scores[1]})
+    better = min(scores, key=lambda score: score["loss"])
+    state.last = scores[0]
+    if state.best is None or better["loss"] < state.best["loss"]:
+        state.best, state.num_since_best = better, 0
+    else:
+        state.num_since_best += 1
     if trainer.accelerator.is_main_process:
-        trainer.folder.save_checkpoint(trainer.model, trainer.stage, state.step)
-    _save_state(trainer)
-    if is_best and trainer.accelerator.is_main_process:
-        trainer.folder.mark_best(trainer.stage)
+        trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", state.step)
+    save_state(trainer)
+    save_checkpoints(trainer)
     trainer.folder.update(state)
-    trainer.display.validated(trainer.stage, state.step, score, state.base)
-
-
-def _save_state(trainer: Trainer) -> None:
-    """Everything that the next step depends on."""
-    if not trainer.accelerator.is_main_process:
-        return
-    trainer.folder.save_state(
-        trainer.stage,
-        {
-            "state": asdict(trainer.state),
-            "half": getattr(trainer.model, trainer.stage).state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
-            "window": trainer.window,
-            "generators": {
-                "draws": trainer.draws.get_state(),
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
-        },
-    )
-
-
-def _restore_generators(saved: dict, draws: torch.Generator) -> None:
-    draws.set_state(saved["draws"])
-    torch.set_rng_state(saved["cpu"])
-    if saved["cuda"] and torch.cuda.device_count() == len(saved["cuda"]):
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    trainer.display.validated(trainer.stage, state.step, better, state.base)

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
 import finetune.config
 from finetune.config import (
     OPTIMIZERS,
+    CollationConfig,
     FinetuneConfig,
     StageConfig,
     describe_settings,
@@ -42,8 +44,34 @@ OTHER_VALUES = {
     "ar.clip_norm": 0.01,
     "ar.dropout": 0.0,
     "ar.validate_every": 3,
+    "ar.label_smoothing": 0.2,
+    "ar.train": "heads",
+    "ar.lr_factors": "*embedding*=0.1",
+    "ar.lora_rank": 2,
+    "ar.average": "ema",
+    "collation.bos": True,
+    "collation.eos": True,
 }
 """Of each setting another value than the tests' own runs have."""
+
+ON_TOP_OF = {
+    "ar.lora_alpha": ({"lora_rank": 2}, 4.0),
+    "ar.lora_dropout": ({"lora_rank": 2}, 0.5),
+    "ar.lora_targets": ({"lora_rank": 2}, "linear1"),
+    "ar.average_period": ({"average": "running"}, 2),
+    "ar.ema_decay": ({"average": "ema"}, 0.2),
+    "ar.patience": ({"lr": 0.2, "schedule": "constant", "validate_every": 1}, 1),
+}
+"""Settings that count only beside others, and another value."""
+
+OF_ANOTHER_TEST = {
+    "keep": "test_keep_when_set_then_the_newest_steps_stay",
+    "untie_heads": "test_untied_heads_when_trained_then_leave_the_embeddings",
+    "from_scratch": "test_from_scratch_when_on_then_only_the_sizes_are_the_checkpoints",
+    "compile": "test_compile_when_on_then_the_layers_are_compiled",
+    "gradient_checkpointing": "test_gradient_checkpointing_when_on_then_the_run_is_the_same",
+}
+"""Settings that leave the losses of an AR run as they are, and the tests in test_choices.py that see them."""
 
 
 @pytest.fixture
@@ -95,11 +123,27 @@ def usual_log(train):
     return train()
 
 
-@pytest.mark.parametrize("name", [name for name in setting_names() if not name.startswith("nar.")])
+def test_settings_when_listed_then_each_is_changed_by_a_test():
+    tried = {*OTHER_VALUES, *ON_TOP_OF, *OF_ANOTHER_TEST}
+    assert tried == {name for name in setting_names() if not name.startswith("nar.")}
+    tests = (Path(__file__).parent / "test_choices.py").read_text(encoding="utf-8")
+    assert all(f"def {test}(" in tests for test in OF_ANOTHER_TEST.values())
+
+
+@pytest.mark.parametrize("name", OTHER_VALUES)
 def test_setting_when_changed_then_the_run_changes(name, train, usual_log):
-    stage, _, key = name.rpartition(".")
+    group, _, key = name.rpartition(".")
     change = {key: OTHER_VALUES[name]}
-    assert train(**({stage: change} if stage else change)) != usual_log
+    if group == "collation":
+        change = CollationConfig(**change)
+    assert train(**({group: change} if group else change)) != usual_log
+
+
+@pytest.mark.parametrize("name", ON_TOP_OF)
+def test_setting_when_changed_beside_another_then_the_run_changes(name, train):
+    beside, value = ON_TOP_OF[name]
+    key = name.removeprefix("ar.")
+    assert train(ar=beside | {key: value}) != train(ar=beside)
 
 
 def test_setting_of_the_nar_when_changed_then_the_ar_is_as_before(train):
@@ -110,7 +154,8 @@ def test_setting_of_the_nar_when_changed_then_the_ar_is_as_before(train):
 
 
 def test_setting_names_when_listed_then_has_every_field_of_both_dataclasses():
-    expected = {f.name for f in fields(FinetuneConfig)} - {"ar", "nar"}
+    expected = {f.name for f in fields(FinetuneConfig)} - {"ar", "nar", "collation"}
+    expected |= {f"collation.{f.name}" for f in fields(CollationConfig)}
     expected |= {f"{stage}.{f.name}" for stage in ("ar", "nar") for f in fields(StageConfig)}
     assert set(setting_names()) == expected
 
@@ -119,12 +164,14 @@ def test_describe_settings_when_listed_then_has_each_once_with_its_default():
     rows = describe_settings()
     names = [row[0] for row in rows]
     assert len(set(names)) == len(names)
-    assert set(names) == {name.rpartition(".")[2] for name in setting_names()}
+    assert set(names) == {name.removeprefix("ar.").removeprefix("nar.") for name in setting_names()}
     assert all(help_text for *_, help_text in rows)
     by_name = {name: (default, allowed) for name, default, allowed, _ in rows}
     assert by_name["lr"] == ("1e-05", "a number of at least 0")
     assert by_name["max_steps"] == ("none", "a whole number of at least 1, or none")
-    assert by_name["optimizer"] == ("adamw", ", ".join(OPTIMIZERS))
+    assert by_name["optimizer"] == ("adamw", ", ".join([*OPTIMIZERS, "torch.NAME"]))
+    assert by_name["compile"] == ("false", "true or false")
+    assert by_name["collation.bos"] == ("none", "true or false, or none")
 
 
 def test_override_when_both_stages_have_it_then_sets_both():
@@ -154,7 +201,7 @@ def test_override_with_spaces_around_then_is_the_same():
     [
         (["lrr=1"], r"^setting 'lrr' is not known\. Did you mean lr\?$"),
         (["ar.dropuot=0"], r"setting 'ar\.dropuot' is not known\. Did you mean ar\.dropout\?"),
-        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, precision, .*, validate_every\.$"),
+        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, precision, .*, ema_decay\.$"),
         (["lr"], r"--set 'lr' has no '='; write it as key=value, as in lr=1e-5"),
         (["seed=abc"], r"seed is 'abc'; it must be a whole number of at least 0"),
         (["seed=-1"], r"seed is '-1'; it must be a whole number of at least 0"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, safe_open
 
+from finetune.eve import Eve
 from finetune.optim import (
     ScaledAdam,
     build_optimizer,
@@ -81,7 +82,7 @@ def test_scaled_adam_when_the_order_of_parameters_differs_moves_them_alike(refer
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 6, 11, 17])
-@pytest.mark.parametrize("name", ["scaled-adam", "adamw", "adam"])
+@pytest.mark.parametrize("name", ["scaled-adam", "adamw", "adam", "eve", "torch.SGD", "torch.NAdam"])
 def test_optimizer_saved_and_loaded_in_the_middle_goes_on_bit_for_bit(name, stop_after):
     unbroken = make_params()
     run_steps(build_optimizer(name, unbroken, lr=0.05), unbroken, range(24))
@@ -256,10 +257,76 @@ def test_build_optimizer_given_groups_keeps_what_each_brings():
     ]
 
 
-def test_build_optimizer_given_adam_has_no_weight_decay():
-    optimizer = build_optimizer("adam", make_params(), lr=1e-4, weight_decay=0.5)
+def test_build_optimizer_given_adam_has_no_weight_decay_unless_asked():
+    optimizer = build_optimizer("adam", make_params(), lr=1e-4)
     assert type(optimizer) is torch.optim.Adam
     assert optimizer.param_groups[0]["weight_decay"] == 0
+    assert build_optimizer("adam", make_params(), lr=1e-4, weight_decay=0.5).defaults["weight_decay"] == 0.5
+
+
+def test_build_optimizer_given_none_takes_the_optimizers_own():
+    eve = build_optimizer("eve", [{"params": make_params(), "weight_decay": None}], lr=1e-4)
+    assert isinstance(eve, Eve)
+    group = eve.param_groups[0]
+    assert (group["betas"], group["weight_decay"], group["target_rms"]) == ((0.9, 0.98), 1e-3, 0.1)
+    assert build_optimizer("eve", make_params(), lr=1e-4, betas=(None, 0.9)).defaults["betas"] == (0.9, 0.9)
+    radam = build_optimizer("torch.RAdam", make_params(), lr=1e-4)
+    assert type(radam) is torch.optim.RAdam
+    assert radam.defaults["betas"] == (0.9, 0.999)
+
+
+def test_build_optimizer_of_torch_without_betas_or_decay_leaves_them_out():
+    sgd = build_optimizer("torch.SGD", make_params(), lr=1e-4, betas=(0.5, 0.5), weight_decay=0.3)
+    assert type(sgd) is torch.optim.SGD
+    assert (sgd.defaults["lr"], sgd.defaults["weight_decay"]) == (1e-4, 0.3)
+    assert type(build_optimizer("torch.Rprop", make_params(), lr=1e-4, weight_decay=0.3)) is torch.optim.Rprop
+
+
+@pytest.mark.parametrize("name", ["torch.Optimizer", "torch.LBFGS", "torch.Adamw", "AdamW", "torch.save"])
+def test_build_optimizer_given_what_is_no_fit_optimizer_of_torch_refuses_it(name):
+    with pytest.raises(ConfigError, match=f"optimizer '{name}' is not known; .*torch.AdamW"):
+        build_optimizer(name, make_params(), lr=1e-4)
+
+
+def test_eve_in_every_step_is_its_formula():
+    params = make_params()
+    with torch.no_grad():
+        params[1].mul_(0.05)  # below the target: not shrunk
+    expected = [p.detach().double().clone() for p in params]
+    optimizer = Eve(params, lr=0.01, weight_decay=0.02)
+    moments = [torch.zeros_like(p) for p in expected]
+    squares = [torch.zeros_like(p) for p in expected]
+    for step in range(1, 12):
+        give_grads(params, step)
+        for i, param in enumerate(params):
+            grad = param.grad.double()
+            moments[i] = 0.9 * moments[i] + 0.1 * grad
+            squares[i] = 0.98 * squares[i] + 0.02 * grad**2
+            if grad.numel() > 1 and expected[i].square().mean().sqrt() > 0.1:
+                expected[i] = expected[i] * (1 - 0.02)
+            change = moments[i] / (1 - 0.9**step) / ((squares[i] / (1 - 0.98**step)).sqrt() + 1e-8)
+            expected[i] = expected[i] - 0.01 * change
+        optimizer.step()
+    for param, value in zip(params, expected, strict=True):
+        torch.testing.assert_close(param.detach(), value.float(), rtol=1e-5, atol=1e-6)
+
+
+def test_eve_without_a_gradient_leaves_a_parameter_alone():
+    params = make_params()
+    optimizer = Eve(params, lr=0.01)
+    run_steps(optimizer, params, range(3))
+    before = params[0].detach().clone()
+    for param in params:
+        param.grad = None
+    params[1].grad = torch.ones_like(params[1])
+    optimizer.step()
+    assert torch.equal(params[0], before)
+    assert optimizer.state[params[0]]["step"] == 3
+
+
+def test_eve_with_several_bad_settings_names_them_all():
+    with pytest.raises(ConfigError, match=r"eve: lr is -1;.*weight_decay is 0\.5; .*target_rms is 0;"):
+        Eve(make_params(), lr=-1, weight_decay=0.5, target_rms=0)
 
 
 def test_build_optimizer_given_an_unknown_name_offers_the_nearest():

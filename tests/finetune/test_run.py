@@ -177,7 +177,8 @@ def test_finetune_when_one_stage_is_asked_for_then_only_that_is_there(make_spec,
     result = finetune(make_spec(tmp_path, stages=(stage,)), Display())
     assert [phase.phase for phase in result.phases] == [stage]
     files = {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
-    assert files == {f"{stage}-best.safetensors", f"{stage}-last.safetensors"}
+    names = ("best", "last", "step-4", "step-6")
+    assert files == {f"{stage}-{name}.safetensors" for name in names}
 
 
 def test_finetune_when_a_run_is_gone_on_from_then_begins_with_its_best(make_spec, make_config, tmp_path):

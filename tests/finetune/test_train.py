@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from finetune import train
+from finetune import train, trainer
 from finetune.data.dataset import BatchSettings, CodesDataset, valid_batches
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.evaluate import evaluate
+from finetune.freezing import choose_parameters, freeze_all_but, optimizer_groups
 from finetune.results import read_result
 from finetune.run import finetune
 from vallex.errors import TrainingError
@@ -24,8 +25,12 @@ FILES = {
     "checkpoints",
     "checkpoints/ar-best.safetensors",
     "checkpoints/ar-last.safetensors",
+    "checkpoints/ar-step-5.safetensors",
+    "checkpoints/ar-step-6.safetensors",
     "checkpoints/nar-best.safetensors",
     "checkpoints/nar-last.safetensors",
+    "checkpoints/nar-step-4.safetensors",
+    "checkpoints/nar-step-6.safetensors",
 }
 
 
@@ -140,14 +145,16 @@ def test_checkpoint_when_written_then_records_what_it_was_made_with(run_dir, tin
 @pytest.mark.parametrize("stage", ["ar", "nar"])
 @pytest.mark.parametrize("add_prenet", [False, True])
 def test_decay_groups_then_hold_each_parameter_once_and_none_of_one_dimension(make_model, stage, add_prenet):
-    trained = getattr(make_model(add_prenet=add_prenet), stage)
-    decayed, exempt = train._decay_groups(trained, 0.25)
+    model = make_model(add_prenet=add_prenet)
+    chosen = choose_parameters(model, stage, "all")
+    freeze_all_but(model, chosen)
+    decayed, exempt = optimizer_groups(chosen, 1e-3, 0.25)
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.25, 0.0)
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim <= 1 for p in exempt["params"])
     both = [id(p) for p in decayed["params"] + exempt["params"]]
     assert len(set(both)) == len(both)
-    assert set(both) == {id(p) for p in trained.parameters() if p.requires_grad}
+    assert set(both) == {id(p) for p in model.parameters() if p.requires_grad}
 
 
 @pytest.fixture
@@ -155,9 +162,9 @@ def plain_gradient_descent(monkeypatch):
     """Steps proportional to gradients: AdamW's first one is little more than their signs."""
 
     def build(name, groups, lr, betas, weight_decay):
-        return torch.optim.SGD([p for group in groups for p in group["params"]], lr=lr)
+        return torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
 
-    monkeypatch.setattr(train, "build_optimizer", build)
+    monkeypatch.setattr(trainer, "build_optimizer", build)
 
 
 @pytest.mark.parametrize("stage", ["ar", "nar"])

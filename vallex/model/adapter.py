@@ -21,20 +21,12 @@ from torch import Tensor
 from vallex.errors import CheckpointError
 from vallex.files import atomic_write
 from vallex.model.checkpoint import load_model
-from vallex.model.config import ModelConfig
+from vallex.model.config import ADAPTER_TARGETS, ModelConfig
 from vallex.model.network import VALLE
 from vallex.model.runs import ADAPTER_FILE
 from vallex.model.toy import toy_model
 
 CONFIG_FILE = "adapter_config.json"
-TARGETS = {
-    "in_proj": "self_attn.in_proj",
-    "out_proj": "self_attn.out_proj",
-    "linear1": "linear1",
-    "linear2": "linear2",
-}
-"""Where in a decoder layer an adapter can sit."""
-
 _NAME = "default"  # peft's own name for an only adapter
 _PEFT_PREFIX = "base_model.model."
 _FREE_TO_DIFFER = ("text_bos", "text_eos", "dropout")
@@ -44,13 +36,13 @@ _FREE_TO_DIFFER = ("text_bos", "text_eos", "dropout")
 class AdapterSettings:
     """The adapter of one half. Its product is scaled by alpha / rank.
 
-    targets: names of TARGETS
+    targets: names of ADAPTER_TARGETS
     """
 
     rank: int
     alpha: float
     dropout: float = 0.0
-    targets: tuple[str, ...] = tuple(TARGETS)
+    targets: tuple[str, ...] = tuple(ADAPTER_TARGETS)
 
     def __post_init__(self):
         faults = []
@@ -58,8 +50,10 @@ class AdapterSettings:
             faults.append(f"rank is {self.rank}, it must be at least 1")
         if not 0 <= self.dropout < 1:
             faults.append(f"dropout is {self.dropout}, it must be at least 0 and below 1")
-        if not self.targets or set(self.targets) - set(TARGETS):
-            faults.append(f"targets are {', '.join(self.targets) or 'none'}, there are {', '.join(TARGETS)}")
+        if not self.targets or set(self.targets) - set(ADAPTER_TARGETS):
+            faults.append(
+                f"targets are {', '.join(self.targets) or 'none'}, there are {', '.join(ADAPTER_TARGETS)}"
+            )
         if faults:
             raise CheckpointError(f"adapter: {'; '.join(faults)}")
 
@@ -114,7 +108,9 @@ def add_adapter(model: VALLE, stage: str, settings: AdapterSettings) -> None:
     Draws from the global generator.
     """
     layers = range(len(getattr(model, stage).decoder.layers))
-    targets = [f"{stage}.decoder.layers.{n}.{TARGETS[name]}" for n in layers for name in settings.targets]
+    targets = [
+        f"{stage}.decoder.layers.{n}.{ADAPTER_TARGETS[name]}" for n in layers for name in settings.targets
+    ]
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

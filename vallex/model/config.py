@@ -21,6 +21,14 @@ LARGEST_SIZES = {
 MAX_PROMPT_FRAMES = 225
 """Three seconds at 75 frames a second: the longest acoustic prompt of the NAR in training."""
 
+ADAPTER_TARGETS = {
+    "in_proj": "self_attn.in_proj",
+    "out_proj": "self_attn.out_proj",
+    "linear1": "linear1",
+    "linear2": "linear2",
+}
+"""Where in a decoder layer a LoRA adapter can sit."""
+
 FRAMES_PER_PHONEME = 16
 """`generate` stops after this many frames for each phoneme of prompt and target together."""
 

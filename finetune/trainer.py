@@ -1,0 +1,231 @@
+"""What a stage is trained with: set up from settings and data, saved, and restored to the bit.
+
+Everything that a step depends on is in the state of a stage, whose files are written after it: where a kill
+came between, setting up again writes what the state speaks of.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+from finetune.averaging import WeightAverage
+from finetune.config import FinetuneConfig, StageConfig
+from finetune.data.dataset import BatchSettings, CodesDataset, plan_epoch
+from finetune.data.prepared import PreparedSet
+from finetune.display import Display
+from finetune.freezing import ParameterGroup, optimizer_groups
+from finetune.model_setup import load_trained_tensors, set_up_model, trained_tensors
+from finetune.optim import build_optimizer
+from finetune.run_folder import RunFolder
+from vallex.errors import ConfigError
+from vallex.model.network import VALLE
+from vallex.text import TextCollator
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """Where a stage stands. Saved whole, with weights, optimizer and generators beside it."""
+
+    stage: str
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    """Batches taken from this epoch."""
+    seconds: float = 0.0
+    base: dict | None = None
+    best: dict | None = None
+    """The lowest validation loss, with its `step` and its `weights`: raw, running or ema."""
+    last: dict | None = None
+    num_since_best: int = 0
+    """Validations since then."""
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """What one stage is trained with."""
+
+    stage: str
+    config: FinetuneConfig
+    stage_config: StageConfig
+    accelerator: Accelerator
+    model: VALLE
+    wrapped: torch.nn.Module
+    groups: list[ParameterGroup]
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    train_set: CodesDataset
+    valid_set: CodesDataset
+    batching: BatchSettings
+    draws: torch.Generator
+    state: TrainState
+    window: torch.Tensor
+    """[4] float32: loss, targets, hits and frames since the last line of the log. It stays on the device,
+    because reading it waits for it."""
+    steps_per_epoch: int
+    total_steps: int
+    folder: RunFolder
+    display: Display
+
+
+def make_accelerator(precision: str, *, find_unused: bool = False) -> Accelerator:
+    """What runs a stage on the devices that there are.
+
+    find_unused: whether a step leaves some of the parameters that are trained without a gradient
+    errors: ConfigError where the device lacks the precision
+    """
+    # accelerate remembers the precision of a process's first Accelerator, and takes no other
+    AcceleratorState._reset_state()
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+    mixed_precision = {"fp32": "no"}.get(precision, precision)
+    try:
+        accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[ddp])
+    except ValueError as error:
+        raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
+    if precision == "fp16" and accelerator.scaler is None:
+        # accelerate would compute in fp32 without a word
+        raise ConfigError(
+            f"precision is fp16, which a {accelerator.device.type} does not train in. "
+            "Set precision=bf16 or precision=fp32"
+        )
+    return accelerator
+
+
+def set_up_stage(
+    stage: str,
+    config: FinetuneConfig,
+    model: VALLE,
+    data: PreparedSet,
+    folder: RunFolder,
+    display: Display,
+) -> Trainer:
+    """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
+    stage_config: StageConfig = getattr(config, stage)
+    accelerator = make_accelerator(config.precision, find_unused=stage == "nar")
+    saved = folder.load_state(stage)
+    torch.manual_seed(config.seed)
+    draws = torch.Generator().manual_seed(config.seed * 1_000_003 + accelerator.process_index)
+    groups = set_up_model(stage, config, model)
+    if saved:
+        load_trained_tensors(model, stage, groups, saved["trained"])
+    optimizer = build_optimizer(
+        stage_config.optimizer,
+        optimizer_groups(groups, stage_config.lr, stage_config.weight_decay),
+        lr=stage_config.lr,
+        betas=(stage_config.beta1, stage_config.beta2),
+        weight_decay=stage_config.weight_decay,
+    )
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    average = _new_average(stage_config, groups)
+    if saved:
+        if average is not None:
+            average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        _restore_generators(saved["generators"], draws)
+    collator = TextCollator(
+        bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
+    )
+    batching = BatchSettings(
+        max_duration_sec=config.max_batch_sec,
+        num_buckets=config.num_buckets,
+        seed=config.seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    train_set = CodesDataset(
+        data.train, collator, with_prompts=stage == "nar" and model.config.prefix_mode == 4, seed=config.seed
+    )
+    steps_per_epoch = math.ceil(len(plan_epoch(train_set.cuts, batching, 0)) / stage_config.accumulate)
+    total_steps = min(stage_config.max_epochs * steps_per_epoch, stage_config.max_steps or math.inf)
+    window = saved["window"] if saved else torch.zeros(4)
+    trainer = Trainer(
+        stage=stage,
+        config=config,
+        stage_config=stage_config,
+        accelerator=accelerator,
+        model=model,
+        wrapped=wrapped,
+        groups=groups,
+        optimizer=optimizer,
+        average=average,
+        train_set=train_set,
+        valid_set=CodesDataset(data.valid, collator),
+        batching=batching,
+        draws=draws,
+        state=TrainState(**saved["state"]) if saved else TrainState(stage=stage),
+        window=window.to(accelerator.device),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=int(total_steps),
+        folder=folder,
+        display=display,
+    )
+    last = trainer.state.last
+    if last is not None and last["step"] == trainer.state.step and accelerator.is_main_process:
+        # a kill may have come between the state and the files that it speaks of
+        folder.save_checkpoint(model, stage, "last", trainer.state.step)
+        save_checkpoints(trainer)
+    return trainer
+
+
+def _new_average(settings: StageConfig, groups: list[ParameterGroup]) -> WeightAverage | None:
+    if settings.average == "none":
+        return None
+    parameters = {
+        names[0]: p for group in groups for names, p in zip(group.names, group.parameters, strict=True)
+    }
+    return WeightAverage(
+        kind=settings.average,
+        parameters=parameters,
+        period=settings.average_period,
+        decay=settings.ema_decay,
+    )
+
+
+def save_checkpoints(trainer: Trainer) -> None:
+    """Gives the last checkpoint its other names, and writes the best one where it is an average."""
+    state, folder, stage = trainer.state, trainer.folder, trainer.stage
+    if not trainer.accelerator.is_main_process:
+        return
+    if trainer.config.keep:
+        folder.link_last(stage, f"step-{state.step}")
+    folder.remove_old_steps(stage, trainer.config.keep)
+    if state.best["step"] != state.step:
+        return
+    if state.best["weights"] == "raw":
+        folder.link_last(stage, "best")
+    else:
+        with trainer.average.in_place():
+            folder.save_checkpoint(trainer.model, stage, "best", state.step)
+
+
+def save_state(trainer: Trainer) -> None:
+    """Everything that the next step depends on."""
+    if not trainer.accelerator.is_main_process:
+        return
+    trainer.folder.save_state(
+        trainer.stage,
+        {
+            "state": asdict(trainer.state),
+            "trained": trained_tensors(trainer.model, trainer.stage, trainer.groups),
+            "average": trainer.average and trainer.average.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
+            "window": trainer.window,
+            "generators": {
+                "draws": trainer.draws.get_state(),
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
+        },
+    )
+
+
+def _restore_generators(saved: dict, draws: torch.Generator) -> None:
+    draws.set_state(saved["draws"])
+    torch.set_rng_state(saved["cpu"])
+    if saved["cuda"] and torch.cuda.device_count() == len(saved["cuda"]):
+        torch.cuda.set_rng_state_all(saved["cuda"])

@@ -170,7 +170,7 @@ def test_export_in_both_formats_gives_the_weights_of_the_run(tuned, run, home):
 
 
 def test_say_with_a_released_prompt_writes_a_wav(tuned, run, shared, home):
-    voice = shared / "data" / "prompts" / "alan.npz"
+    voice = shared / "data" / "prompts" / "vctk_4.npz"
     said = run(
         "say", "Good morning.", "--voice", voice, "--checkpoint", "first", "--offline-toy", "-o", "npz.wav"
     )

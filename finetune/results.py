@@ -34,7 +34,8 @@ class PhaseResult:
     """One stage of a run. Losses are nats per real target, accuracies are shares from 0 to 1.
 
     base: {"loss", "top10"} of the untouched model on the validation split
-    best: {"loss", "top10", "step", "checkpoint"} of the lowest validation loss
+    best: {"loss", "top10", "step", "weights", "checkpoint"} of the lowest validation loss; weights are "raw",
+        or "running" or "ema" where an average of them was better
     last: as `best`, of the last validation
     """
 
@@ -159,12 +160,13 @@ def resolve_run(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
 def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
     """The checkpoint file that `ref` means; RunError, saying what there is, where there is none.
 
-    `ref` is a file, RUN (its chosen checkpoint, else its best), RUN@chosen, RUN@best, RUN@last, or RUN@1200
-    for a step.
+    `ref` is a file, an adapter's folder, RUN (its chosen checkpoint, else its best), RUN@chosen, RUN@best,
+    RUN@last, or RUN@1200 for a step.
     """
     runs_dir = Path(runs_dir)
-    if Path(ref).is_file():
-        return Path(ref)
+    for file in (Path(ref), Path(ref) / ADAPTER_FILE):
+        if file.is_file():
+            return file
     run_dir, which = _find_run(ref, runs_dir), None
     if run_dir is None and "@" in ref:
         name, _, which = ref.rpartition("@")

@@ -67,7 +67,7 @@ def default_text(field_: Field) -> str:
         return "none"
     if isinstance(default, bool):
         return str(default).lower()
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:g}" if isinstance(default, float) else str(default) or "''"
 
 
 def nearest_hint(name: str, known: Sequence[str]) -> str:

@@ -136,6 +136,9 @@ def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:
         if metrics is not None:
             step = "0" if weights == "base" else str(metrics.get("step", "-"))
             numbers = (_number(metric(metrics, "loss")), _number(metric(metrics, "top10")))
+            # best may be an average of the weights
+            kind = metrics.get("weights", "raw")
+            weights = Text(weights if kind == "raw" else f"{weights} ({kind})")
             table_rows.append((*lead, weights, step, *numbers, Text(str(metrics.get("checkpoint") or ""))))
     return table_rows or [(Text(phase.phase), _status(phase.status), "-", str(phase.steps), "-", "-", "")]
 

@@ -1,19 +1,22 @@
 """What a run can choose, seen in its files: adapters, averages, early stopping, collation, kept steps."""
 
+import io
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
-from finetune.config import CollationConfig
+from finetune.config import CollationConfig, preset_names, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, CodesDataset, valid_batches
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.evaluate import evaluate
 from finetune.results import read_result, resolve_checkpoint
 from finetune.run import finetune
+from finetune.tables import run_tables
 from vallex.errors import CheckpointError, ConfigError, TrainingError
 from vallex.model.checkpoint import load_model, save_model
 from vallex.text import TextCollator
@@ -333,6 +336,23 @@ def test_settings_that_exclude_each_other_are_refused_before_a_folder_is_made(
     assert not (tmp_path / "runs/refused").exists()
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_preset_when_run_then_trains_what_it_is_for(make_spec, tmp_path, name):
+    few = ["max_steps=2", "validate_every=1", "max_batch_sec=2", "log_every=1"]
+    spec = make_spec(tmp_path, config=resolve_config(name, few), stages=preset_stages(name), preset=name)
+    result = finetune(spec, Display())
+    assert [(phase.phase, phase.status, phase.steps) for phase in result.phases] == [
+        (stage, "done", 2) for stage in preset_stages(name)
+    ]
+
+
 def test_untied_heads_with_an_adapter_are_refused(run):
     with pytest.raises(ConfigError, match=r"untied heads and nar\.lora_rank"):
         run("refused", stages=("nar",), untie_heads=True, nar=LORA)
+
+
+def test_average_when_best_then_the_tables_say_so(run):
+    run_dir = run(ar=RISING | {"average": "running", "average_period": 1})
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(run_tables(read_result(run_dir)))
+    assert "best (running)" in console.export_text()

@@ -16,6 +16,7 @@ from finetune.config import (
     from_dict,
     preset_about,
     preset_names,
+    preset_stages,
     read_preset,
     resolve_config,
     setting_names,
@@ -172,6 +173,44 @@ def test_describe_settings_when_listed_then_has_each_once_with_its_default():
     assert by_name["optimizer"] == ("adamw", ", ".join([*OPTIMIZERS, "torch.NAME"]))
     assert by_name["compile"] == ("false", "true or false")
     assert by_name["collation.bos"] == ("none", "true or false, or none")
+
+
+def test_readme_when_read_then_its_table_is_the_settings_and_it_names_every_preset():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = [
+        f"| `{name}` | {default} | {allowed} | {text} |"
+        for name, default, allowed, text in describe_settings()
+    ]
+    assert "\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n\n" in readme
+    assert all(f"`{name}`" in readme for name in preset_names())
+
+
+def test_preset_when_for_one_stage_then_says_so():
+    assert preset_stages("run-11") == preset_stages("run-12b") == ("nar",)
+    assert preset_stages("small") == ("ar", "nar")
+
+
+def test_preset_when_small_then_stops_early():
+    for name in ("small", "lora-small", "medium"):
+        config = resolve_config(name)
+        assert config.ar.patience > 0 and config.nar.patience > 0
+
+
+def test_preset_from_the_record_when_resolved_then_has_its_published_values():
+    eleven, twelve, overfits, baker = (resolve_config(n) for n in ("run-11", "run-12", "run-12b", "baker"))
+    for stage in (eleven.nar, twelve.ar, twelve.nar, overfits.nar, baker.ar, baker.nar):
+        assert (stage.optimizer, stage.schedule) == ("scaled-adam", "eden")
+    assert (eleven.nar.lr, eleven.nar.warmup_steps, eleven.nar.max_epochs) == (1e-6, 200, 20)
+    assert (twelve.ar.lr, twelve.ar.max_epochs, twelve.nar.lr, twelve.nar.max_epochs) == (1e-4, 40, 1e-3, 80)
+    assert (twelve.ar.warmup_steps, twelve.ar.accumulate, twelve.nar.train) == (0, 2, "heads-untied")
+    assert (overfits.nar.lr, overfits.nar.warmup_steps) == (0.04, 200)
+    assert (baker.ar.lr, baker.ar.warmup_steps, baker.ar.max_epochs, baker.nar.max_epochs) == (
+        0.05,
+        200,
+        20,
+        40,
+    )
+    assert baker.from_scratch
 
 
 def test_override_when_both_stages_have_it_then_sets_both():

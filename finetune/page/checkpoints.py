@@ -1,0 +1,131 @@
+"""Which checkpoints can be asked for, and those that are loaded: kept warm within a budget of memory.
+
+One list for the page and the endpoint: the released model, files in the checkpoints folder, and every run's.
+A name that is asked for is looked up in this list and never made into a path.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune.page.settings import PageSettings
+from finetune.results import list_runs
+from vallex.errors import CheckpointError, WeightsError
+from vallex.model.adapter import load_adapted
+from vallex.model.checkpoint import load_model
+from vallex.model.network import VALLE
+from vallex.model.runs import find_run_checkpoint, is_adapter
+from vallex.model.toy import toy_model
+from vallex.sources import COMPONENTS
+
+RELEASED = "released"
+TOY = "toy"
+FULL_STRENGTH = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A checkpoint that can be asked for; `path` is None for the toy."""
+
+    name: str
+    path: Path | None
+
+
+def list_choices(settings: PageSettings) -> list[Choice]:
+    """What can speak: the toy where it was asked for, the released model, files, each run's, newest first."""
+    choices = [Choice(name=TOY, path=None)] if settings.offline_toy else []
+    released = COMPONENTS["checkpoint"].paths(settings.checkpoints_dir)[0]
+    if released.is_file():
+        choices.append(Choice(name=RELEASED, path=released))
+    for path in sorted(settings.checkpoints_dir.glob("[!.]*")):
+        if path.is_file() and path.suffix in (".pt", ".safetensors") and path != released:
+            choices.append(Choice(name=path.name, path=path))
+    for result in reversed(list_runs(settings.runs_dir).results):
+        run_dir = settings.runs_dir / result.name
+        for which in ("chosen", "best", "last"):
+            if (path := find_run_checkpoint(run_dir, which)) is not None:
+                choices.append(Choice(name=f"{result.name}@{which}", path=path))
+    return choices
+
+
+def find_choice(name: str, settings: PageSettings) -> Choice:
+    """The choice of a name (a run's bare name is its chosen or best); CheckpointError where there is none."""
+    choices = list_choices(settings)
+    for wanted in (name, f"{name}@chosen", f"{name}@best"):
+        for choice in choices:
+            if choice.name == wanted:
+                return choice
+    known = ", ".join(choice.name for choice in choices)
+    if not known:
+        raise WeightsError(
+            "there is no checkpoint yet: fetch the released model (vallex download), train one, or start the "
+            "page with --offline-toy"
+        )
+    raise CheckpointError(f"checkpoint {name!r} is not known; there are {known}")
+
+
+class WarmModels:
+    """Models loaded on first use; those that were longest unused go when the budget is full.
+
+    on_forward is called before every pass of a half, and may raise to stop the work.
+    """
+
+    def __init__(self, settings: PageSettings, on_forward: Callable[[], None]):
+        self._settings = settings
+        self._on_forward = on_forward
+        self._lock = threading.Lock()
+        self._models: OrderedDict[tuple, tuple[VALLE, int]] = OrderedDict()
+
+    def get(self, choice: Choice, adapter_scale: float = FULL_STRENGTH) -> VALLE:
+        """The model of a choice, loaded if it is not yet, or if its file is another by now.
+
+        errors: CheckpointError where it cannot be loaded, or is larger than the budget
+        """
+        with self._lock:
+            stamp = None if choice.path is None else choice.path.stat().st_mtime_ns
+            scale = adapter_scale if choice.path is not None and is_adapter(choice.path) else FULL_STRENGTH
+            key = (choice.name, stamp, scale)
+            if key not in self._models:
+                for old in [k for k in self._models if k[0] == choice.name and k[1] != stamp]:
+                    del self._models[old]
+                self._make_room(0 if choice.path is None else choice.path.stat().st_size, choice.name)
+                model = self._load(choice, scale)
+                num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+                self._make_room(num_bytes, choice.name)
+                for part in (model.ar.decoder, model.ar.predict_layer, model.nar):
+                    if part is not None:
+                        part.register_forward_pre_hook(lambda module, args: self._on_forward())
+                self._models[key] = (model, num_bytes)
+            self._models.move_to_end(key)
+            return self._models[key][0]
+
+    @property
+    def loaded(self) -> list[tuple[str, int]]:
+        """Names and bytes of what is warm, the longest unused first."""
+        return [(key[0], num_bytes) for key, (_, num_bytes) in self._models.items()]
+
+    def _load(self, choice: Choice, scale: float) -> VALLE:
+        if choice.path is None:
+            return toy_model()
+        model = load_adapted(choice.path, scale=scale) if is_adapter(choice.path) else load_model(choice.path)
+        if model.provenance.get("toy") and not self._settings.offline_toy:
+            raise CheckpointError(
+                f"{choice.name}: trained on toy codes, so a real codec makes nothing of what it says. Start "
+                "the page with --offline-toy to hear it as the noise it is"
+            )
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return model.to(device)
+
+    def _make_room(self, num_bytes: int, name: str) -> None:
+        budget = self._settings.memory_gb * 1e9
+        if num_bytes > budget:
+            raise CheckpointError(
+                f"{name}: takes {num_bytes / 1e9:.2f} GB; all checkpoints may take "
+                f"{self._settings.memory_gb:g} GB. Start the page with a larger --memory-gb"
+            )
+        while self._models and sum(size for _, size in self._models.values()) + num_bytes > budget:
+            self._models.popitem(last=False)

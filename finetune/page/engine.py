@@ -1,0 +1,317 @@
+"""What speaks for the page and the endpoint: one job at a time, first come first served, by sentences.
+
+One worker thread, because two syntheses at once on one machine are each half as fast. A job that is cancelled
+stops at the next frame: the model asks before every pass.
+"""
+
+import secrets
+import tempfile
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from finetune.page.checkpoints import FULL_STRENGTH, WarmModels, find_choice
+from finetune.page.sentences import spoken_sentences
+from finetune.page.settings import MAX_TEXT_CHARS, MAX_WAITING, PageSettings
+from finetune.page.sound import encode, mark_of, to_pcm
+from vallex.codec import load_codec, load_vocoder
+from vallex.codec.audio import SAMPLE_RATE_HZ
+from vallex.errors import ConfigError, PromptError, TextError, VallexError
+from vallex.files import atomic_write
+from vallex.inference.long_text import MAX_TOTAL_SEC, MIN_CHUNK_SEC, prompt_of
+from vallex.inference.prompts import VoicePrompt
+from vallex.inference.synthesizer import SpeakSettings, Synthesizer
+from vallex.inference.voices import voice_from_recording
+from vallex.text import PhonemeEncoding, PhonemeTokenizer
+
+WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
+    "waiting",
+    "loading",
+    "speaking",
+    "done",
+    "cancelled",
+    "failed",
+)
+ENDINGS = (DONE, CANCELLED, FAILED)
+AS_WRITTEN = "as written"
+"""No accent: every phoneme in the language that it is read in."""
+
+_KEPT_JOBS = 64
+
+
+class Busy(VallexError):
+    """More is waiting than the queue takes."""
+
+
+class Cancelled(Exception):
+    """The work was called off; never seen outside the engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeakRequest:
+    """What is to be said, in whose voice (None: whatever the model makes up), by which checkpoint.
+
+    accent: a language that the text is spoken as if it were in, or AS_WRITTEN
+    adapter_scale: strength of an adapter; other checkpoints know none
+    """
+
+    text: str
+    voice: VoicePrompt | None
+    checkpoint: str
+    settings: SpeakSettings = field(default_factory=SpeakSettings)
+    accent: str = AS_WRITTEN
+    adapter_scale: float = FULL_STRENGTH
+
+    def __post_init__(self):
+        if not self.text.strip():
+            raise TextError("there is nothing to say yet: write a text")
+        if len(self.text) > MAX_TEXT_CHARS:
+            raise TextError(f"the text has {len(self.text)} characters; at most {MAX_TEXT_CHARS} are taken")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One sentence, spoken. pcm: 16-bit samples at 24 kHz."""
+
+    text: str
+    pcm: bytes
+    ended: str
+    seed: int
+    unsaid: tuple[str, ...]
+
+
+class Job:
+    """A request on its way, its parts as they come; threads may follow it from the first part on."""
+
+    def __init__(self, request: SpeakRequest, owner: str):
+        self.request = request
+        self.owner = owner
+        self.token = secrets.token_urlsafe(16)
+        self.status = WAITING
+        self.error: VallexError | None = None
+        self.parts: list[Part] = []
+        self.num_sentences = 0
+        self.is_toy = False
+        self.stop = threading.Event()
+        self._changed = threading.Condition()
+
+    @property
+    def mark(self) -> str:
+        """What its files say of themselves."""
+        return mark_of(self.request.checkpoint, self.is_toy)
+
+    @property
+    def seconds(self) -> float:
+        """How much is spoken so far."""
+        return sum(len(part.pcm) for part in self.parts) / 2 / SAMPLE_RATE_HZ
+
+    @property
+    def is_over(self) -> bool:
+        return self.status in ENDINGS
+
+    def pcm(self) -> bytes:
+        """All that is spoken so far."""
+        return b"".join(part.pcm for part in self.parts)
+
+    def change(self, **values: object) -> None:
+        """Sets fields, and wakes those who follow."""
+        with self._changed:
+            for name, value in values.items():
+                setattr(self, name, value)
+            self._changed.notify_all()
+
+    def add(self, part: Part) -> None:
+        """Appends a part, and wakes those who follow."""
+        self.change(parts=[*self.parts, part])
+
+    def wait(self, num_parts: int, timeout_sec: float | None = None) -> bool:
+        """Waits for more than `num_parts` parts, or the end; whether either came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_over or len(self.parts) > num_parts, timeout_sec)
+
+    def follow(self) -> Iterator[Part]:
+        """The parts as they come, until the job is over."""
+        place = 0
+        while True:
+            self.wait(place)
+            for part in self.parts[place:]:
+                place += 1
+                yield part
+            if self.is_over and place == len(self.parts):
+                return
+
+
+class Engine:
+    """Codec, vocoder and tokenizer, loaded on first use; the queue, and the thread that works it off."""
+
+    def __init__(self, settings: PageSettings):
+        self.settings = settings
+        self.models = WarmModels(settings, self._check)
+        self.work_dir = Path(tempfile.mkdtemp(prefix="vallex-page-"))
+        self._loading = threading.Lock()
+        self._codec = None
+        self._vocoder = None
+        self._tokenizer = PhonemeTokenizer()
+        self._waiting: deque[Job] = deque()
+        self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._running: Job | None = None
+        self._changed = threading.Condition()
+        self._worker: threading.Thread | None = None
+
+    @property
+    def codec(self):
+        """EnCodec; WeightsError where it cannot be had."""
+        with self._loading:
+            if self._codec is None:
+                self._codec = load_codec(
+                    toy=self.settings.offline_toy, checkpoints_dir=self.settings.checkpoints_dir
+                )
+            return self._codec
+
+    @property
+    def vocoder(self):
+        """What turns codes into sound; WeightsError where it cannot be had."""
+        codec = self.codec
+        with self._loading:
+            if self._vocoder is None:
+                self._vocoder = load_vocoder(
+                    self.settings.vocoder,
+                    codec=codec,
+                    toy=self.settings.offline_toy,
+                    checkpoints_dir=self.settings.checkpoints_dir,
+                )
+            return self._vocoder
+
+    def make_voice(self, recording: Path, transcript: str, language: str = "auto") -> VoicePrompt:
+        """A voice of a recording that `take_recording` wrote."""
+        if not transcript.strip():
+            raise PromptError("write what is said in the recording: the model reads it beside the voice")
+        return voice_from_recording(recording, transcript.strip(), self.codec, self._tokenizer, language)
+
+    def submit(self, request: SpeakRequest, owner: str = "") -> Job:
+        """Puts a request into the queue. Errors: Busy; what is wrong with text, voice or checkpoint."""
+        choice = find_choice(request.checkpoint, self.settings)
+        request = replace(request, checkpoint=choice.name)
+        if request.voice is not None and request.voice.toy and not self.settings.offline_toy:
+            raise PromptError("this voice was made with toy weights; its codes are noise to the real model")
+        self._tokenizer.encode(request.text, request.settings.language)
+        job = Job(request, owner)
+        with self._changed:
+            if len(self._waiting) >= MAX_WAITING:
+                raise Busy(f"{MAX_WAITING} texts are waiting already; try again in a minute")
+            self._waiting.append(job)
+            self._jobs[job.token] = job
+            for token in [token for token, old in self._jobs.items() if old.is_over][:-_KEPT_JOBS]:
+                self._forget(token)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="vallex-engine", daemon=True)
+                self._worker.start()
+            self._changed.notify_all()
+        return job
+
+    def find(self, token: str) -> Job | None:
+        """The job of a token, which only who asked for it knows."""
+        return self._jobs.get(token)
+
+    def num_before(self, job: Job) -> int:
+        """How many come before a job that waits."""
+        with self._changed:
+            if job not in self._waiting:
+                return 0
+            return self._waiting.index(job) + (self._running is not None)
+
+    def cancel(self, job: Job) -> None:
+        """Calls a job off, whether it waits or runs; nothing where it is over."""
+        with self._changed:
+            job.stop.set()
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.change(status=CANCELLED)
+
+    def cancel_all_of(self, owner: str) -> int:
+        """Calls off what one page asked for; how many jobs that were."""
+        jobs = [job for job in list(self._jobs.values()) if job.owner == owner and not job.is_over]
+        for job in jobs:
+            self.cancel(job)
+        return len(jobs)
+
+    def save(self, job: Job, kind: str = "wav") -> Path:
+        """What a job has spoken, as a file with its mark."""
+        path = self.work_dir / f"{job.token}.{kind}"
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(encode(job.pcm(), kind, job.mark))
+        return path
+
+    def _forget(self, token: str) -> None:
+        del self._jobs[token]
+        for path in self.work_dir.glob(f"{token}.*"):
+            path.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """Called before every pass of a model: whether the job that runs was called off."""
+        if self._running is not None and self._running.stop.is_set():
+            raise Cancelled
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                job = self._running = self._waiting.popleft()
+            try:
+                self._speak(job)
+                job.change(status=DONE)
+            except Cancelled:
+                job.change(status=CANCELLED)
+            except VallexError as error:
+                job.change(status=FAILED, error=error)
+            except Exception as error:  # a defect ends the job, never the queue
+                job.change(status=FAILED, error=VallexError(f"{type(error).__name__}: {error}"))
+            finally:
+                with self._changed:
+                    self._running = None
+
+    def _speak(self, job: Job) -> None:
+        request, voice = job.request, job.request.voice
+        job.change(status=LOADING)
+        model = self.models.get(find_choice(request.checkpoint, self.settings), request.adapter_scale)
+        tokenizer = AccentTokenizer(self._tokenizer, request.accent)
+        synthesizer = Synthesizer(model, self.vocoder, tokenizer)
+        room_sec = max(MAX_TOTAL_SEC - (voice.seconds if voice else 0.0), MIN_CHUNK_SEC)
+        texts = spoken_sentences(self._tokenizer, request.text, room_sec, request.settings.language)
+        is_toy = self.settings.offline_toy or bool(model.provenance.get("toy"))
+        job.change(status=SPEAKING, num_sentences=len(texts), is_toy=is_toy)
+        for text in texts:
+            self._check()
+            with torch.inference_mode():
+                speech = synthesizer.speak(text, voice, request.settings)
+            if voice is None:
+                voice = prompt_of(speech)  # the voice that the model made up stays for the next sentence
+            unsaid = (*speech.text.unknown, *speech.text.unknown_words, *speech.text.dropped)
+            job.add(
+                Part(text=text, pcm=to_pcm(speech.wav), ended=speech.ended, seed=speech.seed, unsaid=unsaid)
+            )
+
+
+class AccentTokenizer:
+    """A tokenizer whose phonemes all count as one language: what the original calls accent."""
+
+    def __init__(self, tokenizer: PhonemeTokenizer, accent: str):
+        self._tokenizer = tokenizer
+        self._accent = accent
+        if accent != AS_WRITTEN and not (len(accent) == 2 and accent.isalpha()):
+            raise ConfigError(f"accent {accent!r} is not {AS_WRITTEN!r} or the code of a language")
+
+    @property
+    def fingerprint(self) -> str:
+        return self._tokenizer.fingerprint
+
+    def encode(self, text: str, language: str | None = None) -> PhonemeEncoding:
+        """As PhonemeTokenizer.encode, with the accent's language for every phoneme."""
+        encoding = self._tokenizer.encode(text, language)
+        if self._accent == AS_WRITTEN:
+            return encoding
+        return replace(encoding, languages=[self._accent] * len(encoding.languages))

@@ -1,0 +1,58 @@
+"""What callbacks tell: an error in plain words, a line of status, an empty place that says what to do."""
+
+import functools
+import html
+import inspect
+from collections.abc import Callable
+
+import gradio as gr
+
+from vallex.errors import VallexError
+
+
+def told(function: Callable) -> Callable:
+    """A callback whose VallexErrors are shown on the page, until they are closed."""
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def stepping(*args):
+            try:
+                yield from function(*args)
+            except VallexError as error:
+                raise _shown(error) from error
+
+        return stepping
+
+    @functools.wraps(function)
+    def calling(*args):
+        try:
+            return function(*args)
+        except VallexError as error:
+            raise _shown(error) from error
+
+    return calling
+
+
+def good(text: str) -> str:
+    """A line of status that something is done."""
+    return f'<div class="status" role="status"><span class="good">{html.escape(text)}</span></div>'
+
+
+def bad(text: str) -> str:
+    """A line of status that something did not work."""
+    return f'<div class="status" role="alert"><span class="bad">{html.escape(text)}</span></div>'
+
+
+def plain(text: str) -> str:
+    """A line of status."""
+    return f'<div class="status" role="status">{html.escape(text)}</div>'
+
+
+def empty(text: str) -> str:
+    """What stands where there is nothing yet."""
+    return f'<div class="empty">{html.escape(text)}</div>'
+
+
+def _shown(error: VallexError) -> gr.Error:
+    message = html.escape(" ".join(str(error).split()))
+    return gr.Error(message, duration=None, title="That did not work", print_exception=False)

@@ -1,0 +1,149 @@
+"""The Clone tab in a real browser: from an upload, a microphone or a saved voice to a wav that is heard."""
+
+import io
+import re
+import wave
+
+import numpy as np
+import pytest
+import soundfile
+
+SPOKEN = re.compile(r"\d s by ")
+
+
+def speak(tab, text: str, checkpoint: str = "tiny.pt") -> str:
+    """Types a text, speaks it, and returns how it ended."""
+    choose(tab, "Checkpoint", checkpoint)
+    tab.get_by_label("Text", exact=True).fill(text)
+    tab.get_by_role("button", name="Speak").click()
+    return outcome(tab)
+
+
+def outcome(tab) -> str:
+    status = tab.locator("#speech-status")
+    status.get_by_text(SPOKEN).wait_for()
+    return status.inner_text()
+
+
+def choose(tab, label: str, name: str) -> None:
+    box = tab.get_by_label(label, exact=True)
+    box.click()
+    tab.get_by_role("option", name=name).click()
+
+
+def downloaded(tab) -> bytes:
+    with tab.expect_download() as download:
+        tab.locator("#download").click()
+    return download.value.path().read_bytes()
+
+
+def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page):
+    tab = open_page()
+    said = speak(tab, "Good morning. How are you today, my friend?")
+    seed = re.search(r"seed (\d+)", said)[1]
+    content = downloaded(tab)
+    with wave.open(io.BytesIO(content)) as wav:
+        assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (24000, 1, 2)
+        seconds = wav.getnframes() / 24000
+    assert f"{seconds:.1f} s" in said
+    sound = soundfile.SoundFile(io.BytesIO(content))
+    assert sound.comment == "synthetic speech by vallex, tiny.pt (toy weights: what you hear is noise)"
+    assert tab.locator("#sound img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 900
+    # the same seed again says the same
+    tab.get_by_text("More choices").click()
+    assert tab.get_by_label("Seed", exact=True).input_value() == seed
+    tab.get_by_label("A new seed each time").uncheck()
+    speak(tab, "Good morning. How are you today, my friend?")
+    assert downloaded(tab) == content
+
+
+def test_clone_when_a_text_is_long_then_it_plays_before_all_is_spoken(open_page):
+    tab = open_page()
+    choose(tab, "Checkpoint", "toy")
+    tab.get_by_label("Text", exact=True).fill("This is one sentence of many that are spoken. " * 30)
+    tab.get_by_role("button", name="Speak").click()
+    playing = "() => { const a = document.querySelector('#player audio'); return a && a.currentTime > 0.1 }"
+    tab.wait_for_function(playing)
+    assert "of 30 sentences" in tab.locator("#speech-status").inner_text()
+    tab.get_by_role("button", name="Stop").click()
+    tab.get_by_text("Stopped after").wait_for()
+
+
+def test_clone_when_a_recording_is_uploaded_then_its_voice_can_be_saved_and_speaks(open_page, site):
+    tab = open_page()
+    tab.get_by_label("A recording", exact=True).check()
+    tab.get_by_role("button", name="Use an example recording").click()
+    tab.locator("#recording-note").get_by_text(re.compile(r"\d\.\d s")).wait_for()
+    assert len(tab.get_by_label("What is said in it").input_value()) > 10
+    tab.get_by_label("Name", exact=True).fill("my voice")
+    tab.get_by_role("button", name="Save this voice").click()
+    tab.get_by_text("Saved as my voice").wait_for()
+    assert (site.folder / "prompts" / "my voice.npz").is_file()
+    assert "tiny.pt" in speak(tab, "Hello from a saved recording.")
+    tab.get_by_label("A saved voice", exact=True).check()
+    tab.get_by_text("Add, rename or delete voices").click()
+    tab.get_by_label("New name of the chosen voice").fill("another")
+    tab.get_by_role("button", name="Rename", exact=True).click()
+    tab.get_by_text("is called another now").wait_for()
+    tab.once("dialog", lambda dialog: dialog.accept())
+    tab.get_by_role("button", name="Delete the chosen voice", exact=True).click()
+    tab.get_by_text("Deleted another").wait_for()
+    assert {path.stem for path in (site.folder / "prompts").glob("*.npz")} == {"acou_1", "acou_2", "alan"}
+
+
+def test_clone_when_a_recording_is_longer_than_15_s_then_it_is_cut_at_a_pause(open_page, tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.1, 16000 * 20).astype("float32")
+    noise[16000 * 11 : 16000 * 12] = 0
+    soundfile.write(tmp_path / "long.flac", np.stack([noise, noise], axis=1), 16000)
+    tab = open_page()
+    tab.get_by_label("A recording", exact=True).check()
+    tab.locator("#recording input[type=file]").set_input_files(tmp_path / "long.flac")
+    tab.locator("#recording-note").get_by_text("Longer than 15 s").wait_for()
+    assert "11." in tab.locator("#recording-note").inner_text()
+
+
+def test_clone_when_a_microphone_records_then_it_is_taken(open_page):
+    tab = open_page()
+    tab.get_by_label("A recording", exact=True).check()
+    tab.get_by_role("button", name="Record audio").click()
+    tab.locator("#recording").get_by_role("button", name="Record", exact=True).click()
+    tab.wait_for_timeout(1500)
+    tab.locator("#recording").get_by_role("button", name="Stop", exact=True).click()
+    tab.locator("#recording-note").get_by_text(re.compile(r"1\.\d s")).wait_for()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("notes.wav", b"these are no samples", "notes.wav: not a recording that can be read"),
+        ("half.flac", b"fLaC\0\0\0\x22", "half.flac: not a recording that can be read"),
+    ],
+)
+def test_clone_when_a_file_is_no_recording_then_it_says_so(open_page, tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    tab = open_page(expected="Waveform load error")
+    tab.get_by_label("A recording", exact=True).check()
+    tab.locator("#recording input[type=file]").set_input_files(tmp_path / name)
+    tab.get_by_text(said).wait_for()
+
+
+def test_clone_when_two_pages_speak_at_once_then_each_hears_its_own(open_page):
+    one, other = open_page(), open_page()
+    texts = ("The first page says this and nothing else.", "The second one has other things to tell.")
+    for tab, text, checkpoint in zip((one, other), texts, ("tiny.pt", "toy"), strict=True):
+        choose(tab, "Checkpoint", checkpoint)
+        tab.get_by_label("Text", exact=True).fill(text)
+    for tab in (one, other):
+        tab.get_by_role("button", name="Speak").click()
+    assert "by tiny.pt" in outcome(one)
+    assert "by toy" in outcome(other)
+    comments = [soundfile.SoundFile(io.BytesIO(downloaded(tab))).comment for tab in (one, other)]
+    assert ["tiny.pt" in comment for comment in comments] == [True, False]
+    assert "vallex, toy" in comments[1]
+
+
+def test_clone_when_the_window_is_narrow_then_nothing_sticks_out(open_page):
+    for dark in (False, True):
+        tab = open_page(width=400, dark=dark)
+        tab.wait_for_timeout(300)
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 400

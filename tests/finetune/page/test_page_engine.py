@@ -1,0 +1,156 @@
+"""The engine without a browser: streaming, cancelling, the queue, the memory, and what is refused."""
+
+import threading
+
+import pytest
+
+from finetune.page import engine as engines
+from finetune.page.checkpoints import WarmModels, find_choice, list_choices
+from finetune.page.engine import AS_WRITTEN, AccentTokenizer, Busy, Engine, SpeakRequest
+from finetune.page.sentences import spoken_sentences
+from finetune.page.settings import PageSettings
+from finetune.page.voices import VoiceShelf
+from vallex.errors import CheckpointError, ConfigError, PromptError, TextError, WeightsError
+from vallex.inference.synthesizer import SpeakSettings
+from vallex.text import PhonemeTokenizer
+
+TEXT = "Good morning. How are you today, my friend?"
+
+
+@pytest.fixture(scope="module")
+def engine(settings_of) -> Engine:
+    return Engine(settings_of())
+
+
+def request(text: str = TEXT, checkpoint: str = "toy", **changes) -> SpeakRequest:
+    return SpeakRequest(text=text, voice=None, checkpoint=checkpoint, **changes)
+
+
+def test_job_when_followed_then_each_sentence_is_a_part_and_the_seed_repeats_it(engine):
+    jobs = [engine.submit(request(settings=SpeakSettings(seed=3))) for _ in range(2)]
+    first, second = (list(job.follow()) for job in jobs)
+    assert [part.text for part in first] == [
+        "[EN]Good morning.[EN]",
+        "[EN]How are you today, my friend?[EN]",
+    ]
+    assert [part.pcm for part in first] == [part.pcm for part in second]
+    assert jobs[0].status == "done"
+    assert jobs[0].token != jobs[1].token
+
+
+def test_job_when_cancelled_in_a_sentence_then_the_model_stops_there(engine, monkeypatch):
+    passes, job = [], None
+    check = engine._check
+
+    def counted():
+        passes.append(1)
+        if len(passes) == 50:
+            engine.cancel(job)
+        check()
+
+    monkeypatch.setattr(engine.models, "_on_forward", counted)
+    job = engine.submit(request("word " * 100))
+    assert job.wait(10**6, timeout_sec=60)
+    assert (job.status, len(passes), job.parts) == ("cancelled", 50, [])
+    # the queue goes on
+    after = engine.submit(request("Hello, my friend."))
+    assert after.wait(10**6, timeout_sec=60)
+    assert after.status == "done"
+
+
+def test_queue_when_others_wait_then_the_place_is_told_and_a_waiting_job_can_leave(engine, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(Engine, "_speak", lambda self, job: gate.wait(30))
+    monkeypatch.setattr(engines, "MAX_WAITING", 2)
+    running = engine.submit(request(), owner="a")
+    while engine._running is not running:
+        pass
+    waiting = [engine.submit(request(), owner="b") for _ in range(2)]
+    assert [engine.num_before(job) for job in waiting] == [1, 2]
+    with pytest.raises(Busy, match="2 texts are waiting"):
+        engine.submit(request())
+    assert engine.cancel_all_of("b") == 2
+    assert [job.status for job in waiting] == ["cancelled", "cancelled"]
+    gate.set()
+    assert running.wait(10**6, timeout_sec=30)
+
+
+def test_warm_models_when_the_budget_is_full_then_the_longest_unused_goes(settings_of):
+    settings = settings_of(memory_gb=0.03)
+    models = WarmModels(settings, lambda: None)
+    toy = models.get(find_choice("toy", settings))
+    assert models.get(find_choice("toy", settings)) is toy
+    models.get(find_choice("tiny.pt", settings))
+    assert [name for name, _ in models.loaded] == ["toy", "tiny.pt"]
+    models._settings = settings_of(memory_gb=0.02)
+    assert models.get(find_choice("toy", settings)) is toy
+    models.get(find_choice("tiny.pt", settings))
+    tight = WarmModels(settings_of(memory_gb=0.001), lambda: None)
+    with pytest.raises(CheckpointError, match=r"tiny.pt: takes 0.01 GB; all checkpoints may take 0.001 GB"):
+        tight.get(find_choice("tiny.pt", settings))
+
+
+def test_choices_when_there_is_no_checkpoint_then_it_says_how_to_get_one(tmp_path):
+    empty = PageSettings(checkpoints_dir=tmp_path, runs_dir=tmp_path / "runs")
+    assert list_choices(empty) == []
+    with pytest.raises(WeightsError, match="vallex download"):
+        find_choice("released", empty)
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "tiny", ""])
+def test_choices_when_a_name_is_not_in_the_list_then_it_is_no_path(settings_of, name):
+    with pytest.raises(CheckpointError, match="is not known; there are toy, tiny"):
+        find_choice(name, settings_of())
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [("0.0.0.0", "0.0.0.0"), ("192.168.1.7", "--password"), ("::", "--api-key"), ("myhost", "VALLEX_PASS")],
+)
+def test_settings_when_others_can_reach_the_page_then_it_needs_a_password_and_a_key(host, said):
+    with pytest.raises(ConfigError, match=said):
+        PageSettings(host=host)
+    with pytest.raises(ConfigError, match="needs a key"):
+        PageSettings(host=host, password="p")
+    PageSettings(host=host, password="p", api_key="k")
+
+
+def test_request_when_the_text_is_empty_or_endless_then_it_is_refused():
+    with pytest.raises(TextError, match="nothing to say"):
+        request("   ")
+    with pytest.raises(TextError, match="5001 characters; at most 5000"):
+        request("a" * 5001)
+
+
+def test_sentences_when_languages_mix_then_a_sentence_goes_on_over_them():
+    tokenizer = PhonemeTokenizer()
+    text = "[EN]The word is[EN] [ZH]谢谢。你好，朋友。[ZH] [EN]Yes. No. And this is the end of it.[EN]"
+    assert spoken_sentences(tokenizer, text, 18, None) == [
+        "[EN]The word is[EN][ZH]谢谢。[ZH]",
+        "[ZH]你好，朋友。[ZH]",
+        "[EN]Yes. No. And this is the end of it.[EN]",
+    ]
+    assert len(spoken_sentences(tokenizer, "and on " * 200 + ".", 10, "en")) > 3
+
+
+def test_accent_when_given_then_every_phoneme_is_of_that_language():
+    encoding = AccentTokenizer(PhonemeTokenizer(), "zh").encode("Hello.", "en")
+    assert set(encoding.languages) == {"zh"}
+    assert AccentTokenizer(PhonemeTokenizer(), AS_WRITTEN).encode("Hello.", "en").languages[0] == "en"
+
+
+@pytest.mark.parametrize("name", ["../alan", "a/b", ".hidden", "", "x" + chr(0)])
+def test_shelf_when_a_name_would_be_a_path_then_it_is_refused(tmp_path, page_folder, name):
+    shelf = VoiceShelf(tmp_path, toy_codec=True)
+    with pytest.raises(PromptError):
+        shelf.take(page_folder / "prompts" / "alan.npz", name)
+    with pytest.raises(PromptError):
+        shelf.delete(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shelf_when_a_file_is_no_voice_then_it_is_refused_without_its_path(tmp_path):
+    hostile = tmp_path / "upload.npz"
+    hostile.write_bytes(b"PK\x03\x04 and no more")
+    with pytest.raises(PromptError, match=r"^anna\.npz: the file: not an npz file"):
+        VoiceShelf(tmp_path / "prompts", toy_codec=True).take(hostile, "anna")

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import vallex
-from finetune.data.cli import export_prepared, import_verb, look_at_recordings, prepare
+from finetune.data.cli import prepare
 from finetune.page.cli import app_verb
 from vallex.cli import (
     RELEASED_CHECKPOINT,
@@ -89,7 +89,6 @@ def root(
         raise typer.Exit
 
 
-app.command("import")(import_verb)
 app.command()(prepare)
 app.command("app")(app_verb)
 
@@ -108,9 +107,7 @@ def finetune(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
-    stage: Annotated[
-        str | None, typer.Option(help="ar, nar, or both; the preset's if left out, mostly both.")
-    ] = None,
+    stage: Annotated[str, typer.Option(help="ar, nar, or both.")] = "both",
     add_language: Annotated[
         list[str] | None,
         typer.Option(
@@ -150,14 +147,14 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
     from dataclasses import replace
     from datetime import datetime
 
-    from finetune.config import STAGES, preset_stages, resolve_config
+    from finetune.config import STAGES, resolve_config
     from finetune.data.prepared import read_info
     from finetune.results import resolve_checkpoint
     from finetune.run import RunSpec, new_run_name, resumed_spec
     from vallex.errors import ConfigError
     from vallex.model.added_languages import DEFAULT_SOURCE
 
-    if stage not in (*STAGES, "both", None):
+    if stage not in (*STAGES, "both"):
         raise ConfigError(f"stage {stage!r} is not known; it is one of ar, nar, both")
     stages = STAGES if stage == "both" else (stage,)
     pairs = (entry.partition("=") for entry in add_language)
@@ -169,7 +166,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         given = {
             "prepared": prepared,
             "init": None if init is None else resolve_checkpoint(init, runs),
-            "stages": None if stage is None else stages,
+            "stages": None if stage == "both" else stages,
             "preset": preset,
             "add_languages": add_languages or None,
             "config": resolve_config(preset or spec.preset, overrides) if overrides or preset else None,
@@ -180,7 +177,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         raise ConfigError(f"missing: {missing}. See vallex finetune --help")
     config = resolve_config(preset, overrides)
     read_info(prepared)  # a wrong folder is told before weights are asked for
-    if init is None and not offline_toy and not config.from_scratch:
+    if init is None and not offline_toy:
         init = str(released_checkpoint())
     return RunSpec(
         name=name or new_run_name(preset, runs, datetime.now()),
@@ -189,7 +186,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         init=None if init is None else resolve_checkpoint(init, runs),
         preset=preset,
         config=config,
-        stages=preset_stages(preset) if stage is None else stages,
+        stages=stages,
         offline_toy=offline_toy,
         add_languages=add_languages,
     )
@@ -285,16 +282,9 @@ def runs_compare(
 
 @app.command()
 def export(
-    run: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run (RUN, RUN@best, RUN@last), a file, or a prepared set.")
-    ],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run (RUN, RUN@best, RUN@last) or a file.")],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
-    format: Annotated[
-        str,
-        typer.Option(
-            help="safetensors, or released: for the original code; hdf5: a prepared set, for older trainers."
-        ),
-    ],
+    format: Annotated[str, typer.Option(help="safetensors, or released: for the original inference code.")],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     force: Annotated[bool, flag("--force", "Write what the original would load wrongly.")] = False,
     runs: RunsDir = Path("runs"),
@@ -307,9 +297,6 @@ def export(
     from vallex.errors import CheckpointError
     from vallex.model.checkpoint import load_model, save_model
 
-    if format == "hdf5":
-        export_prepared(Path(run), file)
-        return
     check_writable(file)
     suffix = ".safetensors" if format == "safetensors" else ".pt"
     if (file.suffix == ".safetensors") != (suffix == ".safetensors"):
@@ -369,7 +356,7 @@ def _resolve(ref: str, runs: Path) -> Path:
     return resolve_checkpoint(ref, runs)
 
 
-add_verbs(app, _resolve, look_at_recordings)
+add_verbs(app, _resolve)
 
 
 if __name__ == "__main__":

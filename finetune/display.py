@@ -42,7 +42,8 @@ class RichDisplay(Display):
         self._task = None
 
     def note(self, text: str) -> None:
-        self._console.print(text, highlight=False)
+        # no markup: a pattern may be called [01]
+        self._console.print(text, highlight=False, markup=False)
 
     def stage_started(self, stage: str, step: int, total_steps: int, groups: str) -> None:
         self.note(groups + (f", going on at step {step}" if step else ""))

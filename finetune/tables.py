@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.results import Comparison, PhaseResult, RunLog, RunResult, metric, rows
+from vallex.model.runs import ADAPTER_FILE
 
 TOY_MARK = "toy weights"
 TOY_NOTE = "toy weights: what you hear is noise, and the losses say nothing about a voice"
@@ -139,8 +140,13 @@ def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:
             # best may be an average of the weights
             kind = metrics.get("weights", "raw")
             weights = Text(weights if kind == "raw" else f"{weights} ({kind})")
-            table_rows.append((*lead, weights, step, *numbers, Text(str(metrics.get("checkpoint") or ""))))
+            table_rows.append((*lead, weights, step, *numbers, Text(_checkpoint_name(metrics))))
     return table_rows or [(Text(phase.phase), _status(phase.status), "-", str(phase.steps), "-", "-", "")]
+
+
+def _checkpoint_name(metrics: dict) -> str:
+    """As it stands in `checkpoints/`: an adapter by its folder."""
+    return str(metrics.get("checkpoint") or "").removesuffix(f"/{ADAPTER_FILE}")
 
 
 def _metric_cell(name: str, value: object) -> str | Text:

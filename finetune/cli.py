@@ -107,7 +107,9 @@ def finetune(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated."),
     ] = None,
-    stage: Annotated[str, typer.Option(help="ar, nar, or both.")] = "both",
+    stage: Annotated[
+        str | None, typer.Option(help="ar, nar, or both; the preset's if left out, mostly both.")
+    ] = None,
     add_language: Annotated[
         list[str] | None,
         typer.Option(
@@ -147,14 +149,14 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
     from dataclasses import replace
     from datetime import datetime
 
-    from finetune.config import STAGES, resolve_config
+    from finetune.config import STAGES, preset_stages, resolve_config
     from finetune.data.prepared import read_info
     from finetune.results import resolve_checkpoint
     from finetune.run import RunSpec, new_run_name, resumed_spec
     from vallex.errors import ConfigError
     from vallex.model.added_languages import DEFAULT_SOURCE
 
-    if stage not in (*STAGES, "both"):
+    if stage not in (*STAGES, "both", None):
         raise ConfigError(f"stage {stage!r} is not known; it is one of ar, nar, both")
     stages = STAGES if stage == "both" else (stage,)
     pairs = (entry.partition("=") for entry in add_language)
@@ -166,7 +168,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         given = {
             "prepared": prepared,
             "init": None if init is None else resolve_checkpoint(init, runs),
-            "stages": None if stage == "both" else stages,
+            "stages": None if stage is None else stages,
             "preset": preset,
             "add_languages": add_languages or None,
             "config": resolve_config(preset or spec.preset, overrides) if overrides or preset else None,
@@ -177,7 +179,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         raise ConfigError(f"missing: {missing}. See vallex finetune --help")
     config = resolve_config(preset, overrides)
     read_info(prepared)  # a wrong folder is told before weights are asked for
-    if init is None and not offline_toy:
+    if init is None and not offline_toy and not config.from_scratch:
         init = str(released_checkpoint())
     return RunSpec(
         name=name or new_run_name(preset, runs, datetime.now()),
@@ -186,7 +188,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         init=None if init is None else resolve_checkpoint(init, runs),
         preset=preset,
         config=config,
-        stages=stages,
+        stages=preset_stages(preset) if stage is None else stages,
         offline_toy=offline_toy,
         add_languages=add_languages,
     )

@@ -183,6 +183,13 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             str | None,
             typer.Option(help="A run (RUN, RUN@best, RUN@last) or a file; the released model if left out."),
         ] = None,
+        adapter: Annotated[
+            str | None,
+            typer.Option(help="A run of LoRA, on the model that it was trained on; needs no --checkpoint."),
+        ] = None,
+        adapter_scale: Annotated[
+            float | None, typer.Option(help="How much of --adapter: 0 for none, 1 as trained.")
+        ] = None,
         runs: RunsDir = Path("runs"),
         vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
         language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
@@ -213,12 +220,15 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         from vallex.inference.long_text import check_mode, speak_long
         from vallex.inference.synthesizer import SpeakSettings, Synthesizer
         from vallex.inference.voices import obtain_voice
+        from vallex.model.runs import is_adapter
 
         check_wav_name(out)
         path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
+        adapter_path = None if adapter is None else resolve_checkpoint(adapter, runs)
+        check_adapter(adapter_path, adapter_scale)
         check_mode(long)
         tokenizer = make_tokenizer(phonemizer, unknown_words)
-        model = load_any_model(path, offline_toy, heads)
+        model = load_any_model(path, offline_toy, heads, adapter_path, adapter_scale)
         codec = load_codec(toy=offline_toy)
         prompt = None if voice is None else obtain_voice(voice, transcript, codec, tokenizer)
         settings = SpeakSettings(
@@ -228,8 +238,10 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         spoken = speak_long(synthesizer, text, prompt, settings, long)
         speech = spoken.whole
         is_toy = offline_toy or bool(model.provenance.get("toy"))
-        name = "released model" if path is None else path.name
-        made_by = f"synthetic speech by vallex, {'toy model' if path is None and is_toy else name}"
+        name = "toy model" if is_toy else "released model"
+        if spoke := adapter_path or path:
+            name = spoke.parent.name if is_adapter(spoke) else spoke.name
+        made_by = f"synthetic speech by vallex, {name}"
         save_audio(
             out, speech.wav, software="vallex", comment=made_by + (f" ({TOY_NOTICE})" if is_toy else "")
         )
@@ -310,18 +322,47 @@ def make_tokenizer(phonemizers: list[str] | None, unknown_words: str):
     return PhonemeTokenizer(unknown_words=unknown_words)
 
 
-def load_any_model(path: Path | None, offline_toy: bool, heads: int | None):
-    """The model at a path, or else the toy (if asked for) or the released one."""
+def check_adapter(adapter: Path | None, scale: float | None) -> None:
+    """Refuses a whole model in an adapter's place, and a scale of none."""
+    from vallex.model.runs import is_adapter
+
+    if adapter is None and scale is not None:
+        raise ConfigError(
+            f"--adapter-scale is {scale:g} and there is no --adapter: name one, or leave it out"
+        )
+    if adapter is not None and not is_adapter(adapter):
+        raise CheckpointError(
+            f"--adapter {adapter}: a whole model, not an adapter; name it with --checkpoint"
+        )
+
+
+def load_any_model(
+    path: Path | None,
+    offline_toy: bool,
+    heads: int | None,
+    adapter: Path | None = None,
+    adapter_scale: float | None = None,
+):
+    """The model at a path, or else the toy (if asked for) or the released one; with an adapter, merged.
+
+    Without a path, an adapter goes on the model that it records.
+    """
     from vallex.model.checkpoint import load_model
     from vallex.model.toy import toy_model
 
-    if path is None and offline_toy:
+    if adapter is not None:
+        from vallex.model.adapter import load_adapted
+
+        scale = 1.0 if adapter_scale is None else adapter_scale
+        model = load_adapted(adapter, base=path, scale=scale, num_heads=heads)
+    elif path is None and offline_toy:
         return toy_model()
-    model = load_model(path or released_checkpoint(), num_heads=heads)
+    else:
+        model = load_model(path or released_checkpoint(), num_heads=heads)
     if model.provenance.get("toy") and not offline_toy:
         raise CheckpointError(
-            f"{path}: trained on toy codes, so a real codec makes nothing of what it says; add --offline-toy "
-            "to hear it as the noise it is, or train on data prepared with real weights"
+            f"{adapter or path}: trained on toy codes, so a real codec makes nothing of what it says; add "
+            "--offline-toy to hear it as the noise it is, or train on data prepared with real weights"
         )
     return model
 

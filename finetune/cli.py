@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import vallex
-from finetune.data.cli import prepare
+from finetune.data.cli import export_prepared, import_verb, look_at_recordings, prepare
 from finetune.page.cli import app_verb
 from vallex.cli import (
     RELEASED_CHECKPOINT,
@@ -89,6 +89,7 @@ def root(
         raise typer.Exit
 
 
+app.command("import")(import_verb)
 app.command()(prepare)
 app.command("app")(app_verb)
 
@@ -284,9 +285,16 @@ def runs_compare(
 
 @app.command()
 def export(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run (RUN, RUN@best, RUN@last) or a file.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run (RUN, RUN@best, RUN@last), a file, or a prepared set.")
+    ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What to write.")],
-    format: Annotated[str, typer.Option(help="safetensors, or released: for the original inference code.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="safetensors, or released: for the original code; hdf5: a prepared set, for older trainers."
+        ),
+    ],
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     force: Annotated[bool, flag("--force", "Write what the original would load wrongly.")] = False,
     runs: RunsDir = Path("runs"),
@@ -299,6 +307,9 @@ def export(
     from vallex.errors import CheckpointError
     from vallex.model.checkpoint import load_model, save_model
 
+    if format == "hdf5":
+        export_prepared(Path(run), file)
+        return
     check_writable(file)
     suffix = ".safetensors" if format == "safetensors" else ".pt"
     if (file.suffix == ".safetensors") != (suffix == ".safetensors"):
@@ -358,7 +369,7 @@ def _resolve(ref: str, runs: Path) -> Path:
     return resolve_checkpoint(ref, runs)
 
 
-add_verbs(app, _resolve)
+add_verbs(app, _resolve, look_at_recordings)
 
 
 if __name__ == "__main__":

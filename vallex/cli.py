@@ -6,12 +6,13 @@ resolved is handed in, because run names belong to the fine-tuning kit.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vallex.errors import CheckpointError, ConfigError, DataError, VallexError, WeightsError
+from vallex.errors import CheckpointError, ConfigError, VallexError, WeightsError
 from vallex.sources import CHECKPOINTS_DIR, COMPONENTS, DEFAULT_COMPONENTS
 
 TOY_NOTICE = "toy weights: what you hear is noise"
@@ -45,13 +46,36 @@ UnknownWords = Annotated[
 ]
 
 
-def add_verbs(app: typer.Typer, resolve_checkpoint: Callable[[str, Path], Path]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class RecordingsOptions:
+    """What `vallex doctor DATA` may be told; see its help."""
+
+    language: str
+    min_clip_sec: float
+    max_clip_sec: float
+    asr: str
+    asr_max_min: float
+    phonemizer: list[str] | None
+    unknown_words: str
+    out: Path
+    html: bool
+
+
+LookAtRecordings = Callable[[Path, RecordingsOptions], bool]
+"""Looks at a folder of recordings, shows what it finds, and returns whether anything blocks."""
+
+
+def add_verbs(
+    app: typer.Typer,
+    resolve_checkpoint: Callable[[str, Path], Path],
+    look_at_recordings: LookAtRecordings,
+) -> None:
     """Adds the library's verbs to an app.
 
     resolve_checkpoint: from what a user wrote and the folder of runs to a checkpoint file
     """
     app.command("download")(download_verb)
-    app.command("doctor")(doctor_verb(resolve_checkpoint))
+    app.command("doctor")(doctor_verb(resolve_checkpoint, look_at_recordings))
     app.command()(say_verb(resolve_checkpoint))
     voice = typer.Typer(help="Saved voices: make one from a recording, list them.", no_args_is_help=True)
     voice.command("make")(voice_make)
@@ -108,14 +132,17 @@ def download_progress() -> Iterator[Callable]:
         yield on_progress
 
 
-def doctor_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
-    """`vallex doctor`, with run names resolved by `resolve_checkpoint`."""
+def doctor_verb(
+    resolve_checkpoint: Callable[[str, Path], Path], look_at_recordings: LookAtRecordings
+) -> Callable:
+    """`vallex doctor`, with run names resolved by `resolve_checkpoint` and data left to the kit."""
 
     def doctor(
         path: Annotated[
             str | None,
             typer.Argument(
-                metavar="PATH", help="A checkpoint file, a run (RUN, RUN@best), or a voice's .npz."
+                metavar="PATH",
+                help="Recordings in LibriTTS layout, a checkpoint, a run (RUN, RUN@best), a voice's .npz.",
             ),
         ] = None,
         text: Annotated[
@@ -127,23 +154,55 @@ def doctor_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
         ] = None,
         runs: RunsDir = Path("runs"),
+        language: Annotated[str, typer.Option(help="Of texts outside tags: auto, en, zh, ja.")] = "auto",
+        min_clip_sec: Annotated[float, typer.Option(help="Shorter clips cannot be used (seconds).")] = 0.5,
+        max_clip_sec: Annotated[float, typer.Option(help="Longer clips cannot be used (seconds).")] = 14.0,
+        asr: Annotated[
+            str, typer.Option(help="Who hears recordings: auto, whisper, pocketsphinx, none.")
+        ] = "auto",
+        asr_max_min: Annotated[
+            float, typer.Option(min=0.0, help="Minutes of recordings to hear, spread over all.")
+        ] = 60.0,
+        out: Annotated[
+            Path, typer.Option("-o", "--out", help="Where faults.csv and report.json of recordings go.")
+        ] = Path("doctor"),
+        html: Annotated[
+            bool, flag("--html", "A page too, report.html, with the worst clips to hear.")
+        ] = False,
     ) -> None:
-        """Look at this machine and the weights on it; or at a checkpoint, a voice prompt, a text.
+        """Look at recordings and their texts; at a checkpoint, a voice, a text; or at this machine.
 
-        Example: vallex doctor checkpoints/vallex-checkpoint.pt
+        Of recordings, exit code 1 says that some cannot be used. Example: vallex doctor recordings/ --html
         """
         from rich.console import Console
 
         from vallex import doctor as tables
+        from vallex.model.runs import is_run_folder
 
         console = Console()
+        blocks = False
         if path is None and text is None:
             console.print(tables.environment_table(tables.describe_environment()))
-        if path is not None:
+        if path is not None and Path(path).is_dir() and not is_run_folder(Path(path)):
+            options = RecordingsOptions(
+                language=language,
+                min_clip_sec=min_clip_sec,
+                max_clip_sec=max_clip_sec,
+                asr=asr,
+                asr_max_min=asr_max_min,
+                phonemizer=phonemizer,
+                unknown_words=unknown_words,
+                out=out,
+                html=html,
+            )
+            blocks = look_at_recordings(Path(path), options)
+        elif path is not None:
             console.print(looked_at(path, heads, runs, resolve_checkpoint))
         if text is not None:
             tokenizer = make_tokenizer(phonemizer, unknown_words)
             console.print(tables.text_table(tokenizer.encode(text, language="auto")))
+        if blocks:
+            raise typer.Exit(1)
 
     return doctor
 
@@ -153,16 +212,10 @@ def looked_at(path: str, heads: int | None, runs: Path, resolve_checkpoint: Call
     from vallex.doctor import checkpoint_table, prompt_table
     from vallex.inference.prompts import load_prompt
     from vallex.model.report import describe_checkpoint
-    from vallex.model.runs import is_run_folder
 
     as_path = Path(path)
     if as_path.suffix == ".npz":
         return prompt_table(as_path, load_prompt(as_path))
-    if as_path.is_dir() and not is_run_folder(as_path):
-        raise DataError(
-            f"{path}: a folder, but not a run's; doctor does not look at recordings yet. What of them can "
-            f"be used says: vallex prepare {path} OUT"
-        )
     return checkpoint_table(describe_checkpoint(resolve_checkpoint(path, runs), heads))
 
 
@@ -267,21 +320,26 @@ def voice_make(
     force: Annotated[bool, flag("--force", "Replace a voice of this name.")] = False,
     offline_toy: OfflineToy = False,
 ) -> None:
-    """Save a voice from a recording and what is said in it.
+    """Save a voice from a recording and what is said in it; without --text, what is heard in it.
 
     Example: vallex voice make anna anna.wav --text "Good morning, how are you today?"
     """
     from vallex.codec import load_codec
     from vallex.errors import PromptError
     from vallex.inference.prompts import prompt_path, save_prompt
-    from vallex.inference.voices import find_transcript, voice_from_recording
+    from vallex.inference.voices import hear_transcript, known_transcript, voice_from_recording
 
     path = prompt_path(name, prompts)
     if path.exists() and not force:
         raise PromptError(f"voice {name!r}: {path} is there already; take another name, or --force")
-    said = find_transcript(recording, transcript)
+    said = known_transcript(recording, transcript)
     tokenizer = make_tokenizer(phonemizer, unknown_words)
     codec = load_codec(toy=offline_toy)
+    if said is None:
+        heard = hear_transcript(recording, language)
+        said, language = heard.text, heard.language
+        typer.echo(f"Heard by {heard.source}, in {heard.language}: {heard.text}")
+        typer.echo("If that is wrong, say what is said: the same command with --text and --force.")
     prompt = voice_from_recording(recording, said, codec, tokenizer, language)
     save_prompt(path, prompt)
     typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language}, {len(prompt.text)} phonemes")

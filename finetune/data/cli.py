@@ -1,15 +1,132 @@
-"""The verb `vallex prepare`. `finetune.cli` takes it in; nothing heavy is imported before it runs."""
+"""The verbs about recordings: import, doctor of a folder, prepare. `finetune.cli` takes them in.
+
+Nothing heavy is imported before one runs.
+"""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vallex.cli import OfflineToy, Phonemizer, UnknownWords, flag, make_tokenizer
+from vallex.cli import OfflineToy, Phonemizer, RecordingsOptions, UnknownWords, flag, make_tokenizer
 
 CLIPS_PER_WORKER = 50
 """A worker takes seconds to start, for which it must have something to do."""
+
+
+def import_verb(
+    src: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SRC", help="Recordings, a table of paths and texts, a corpus, or lhotse manifests."
+        ),
+    ],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="Where the LibriTTS layout goes.")],
+    speaker: Annotated[
+        str | None, typer.Option(help="Whose voice it is; a corpus knows its own speakers.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="Of texts and of what is heard: auto, en, zh, ja.")] = "auto",
+    review: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="The review.csv of an import, edited.")
+    ] = None,
+    corpus: Annotated[
+        str,
+        typer.Option(help="auto, none, libritts, ljspeech, aishell, baker, or manifests (lhotse's own)."),
+    ] = "auto",
+    min_clip_sec: Annotated[float, typer.Option(help="Long recordings are cut no shorter (seconds).")] = 2.0,
+    max_clip_sec: Annotated[float, typer.Option(help="Nor longer (seconds).")] = 14.0,
+    edge_sec: Annotated[float, typer.Option(help="Silence left at both ends of a cut (seconds).")] = 0.2,
+    asr: Annotated[
+        str, typer.Option(help="Who hears what has no text: auto, whisper, pocketsphinx, none.")
+    ] = "auto",
+) -> None:
+    """Bring recordings into LibriTTS layout, 24 kHz mono, cut and at one level. Again: only what is new.
+
+    Each is taken with the .txt of its name beside it, or as metadata.csv or another table says; what has no
+    text is cut at silences and heard. audio_sum.hdf5 of older trainers becomes a prepared set.
+    Example: vallex import phone/ recordings/ --speaker anna
+    """
+    from rich.console import Console
+
+    from finetune.data.hdf5 import find_hdf5, import_hdf5
+    from finetune.data.import_view import import_view
+    from finetune.data.importing import ImportSettings, import_recordings
+    from finetune.data.prepare import PrepareSettings
+    from finetune.data.segmentation import CutSettings
+    from finetune.data.summary import summary_view
+    from vallex.text import PhonemeTokenizer
+
+    settings = ImportSettings(
+        speaker=speaker,
+        language=language,
+        corpus=corpus,
+        cut=CutSettings(min_clip_sec=min_clip_sec, max_clip_sec=max_clip_sec, edge_sec=edge_sec),
+        asr=asr,
+    )
+    console = Console()
+    if find_hdf5(src):
+        console.print(summary_view(import_hdf5(src, dst, speaker, PrepareSettings(), PhonemeTokenizer())))
+        console.print("A prepared set, as from vallex prepare: codes without recordings.", highlight=False)
+        return
+    with bars(console) as progress:
+        summary = import_recordings(src, dst, settings, review, progress)
+    console.print(import_view(summary, dst), highlight=False)
+
+
+def look_at_recordings(data: Path, options: RecordingsOptions) -> bool:
+    """`vallex doctor DATA`: shows and writes what is found; returns whether anything blocks."""
+    from rich.console import Console
+
+    from finetune.data.doctor import DoctorSettings, diagnose
+    from finetune.data.doctor_page import write_page
+    from finetune.data.doctor_report import CSV_NAME, HTML_NAME, JSON_NAME, doctor_view, write_reports
+
+    settings = DoctorSettings(
+        language=options.language,
+        min_clip_sec=options.min_clip_sec,
+        max_clip_sec=options.max_clip_sec,
+        asr=options.asr,
+        asr_max_sec=60 * options.asr_max_min,
+    )
+    tokenizer = make_tokenizer(options.phonemizer, options.unknown_words)
+    console = Console()
+    with bars(console) as progress:
+        diagnosis = diagnose(data, settings, tokenizer, progress)
+    write_reports(diagnosis, options.out)
+    written = [CSV_NAME, JSON_NAME]
+    if options.html:
+        write_page(diagnosis, options.out / HTML_NAME)
+        written.append(HTML_NAME)
+    console.print(doctor_view(diagnosis), highlight=False)
+    console.print(f"Written to {options.out}: {', '.join(written)}", highlight=False, markup=False)
+    return diagnosis.blocks
+
+
+def export_prepared(prepared: Path, out: Path) -> None:
+    """`vallex export PREPARED OUT --format hdf5`."""
+    from finetune.data.hdf5 import HDF5_NAME, LINES_NAME, export_hdf5
+
+    for part, count in export_hdf5(prepared, out).items():
+        typer.echo(f"{out / part}: {HDF5_NAME} and {LINES_NAME}, {count} utterances")
+
+
+@contextmanager
+def bars(console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with time left for each thing that is being done; nothing where there is no terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 def prepare(

@@ -21,11 +21,11 @@ from finetune.data.review import apply_review, refuse_unread_review, write_revie
 from finetune.data.segmentation import CutSettings, Stretch, cut_at_silences
 from finetune.data.sources import Source, find_loose, slug
 from finetune.data.transcribe import hear_files
-from vallex.codec.audio import SAMPLE_RATE_HZ, load_audio, save_audio, stream_audio
+from vallex.codec.audio import SAMPLE_RATE_HZ, load_stretches, save_audio, stream_audio
 from vallex.errors import AudioError, ConfigError, DataError, TextError, WeightsError
 from vallex.files import atomic_write, sha256_of
 from vallex.inference.asr import find_recognizer, missing_recognizer
-from vallex.languages import tag_of
+from vallex.languages import is_language_code, tag_of
 from vallex.sources import CHECKPOINTS_DIR
 from vallex.text.detection import detect_languages
 
@@ -57,6 +57,8 @@ class ImportSettings:
             faults.append(f"corpus {self.corpus!r} is not one of {', '.join(CORPUS_CHOICES)}")
         if self.speaker is not None and (not self.speaker or slug(self.speaker) != self.speaker):
             faults.append(f"speaker {self.speaker!r}: use letters, digits, '.', '_' and '-', no dot first")
+        if self.language != "auto" and not is_language_code(self.language):
+            faults.append(f"language {self.language!r} is not auto, or a code such as en, zh, ja")
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -210,8 +212,8 @@ def _import_sound(source: Source, dst: Path, cut: CutSettings, log: ImportLog) -
         _remove(before.clips, dst, _TEXT_SUFFIXES)
         _remove((clip for clip in before.clips if clip.id not in ids), dst, (".wav",))
     written = [clip for clip in clips if clip.keep and not (known and _is_there(clip, dst))]
-    for clip in written:
-        wav = load_audio(source.path, SAMPLE_RATE_HZ, clip.start_sec, clip.end_sec)
+    sounds = load_stretches(source.path, [(clip.start_sec, clip.end_sec) for clip in written])
+    for clip, wav in zip(written, sounds, strict=True):
         save_audio(clip.file(dst, ".wav"), levelled(wav, SAMPLE_RATE_HZ))
     log.add(ImportedSource(name=source.name, key=key, path=str(source.path), clips=clips, left_out=left_out))
     return len(written)

@@ -70,7 +70,7 @@ class PrepareSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Item:
+class PreparedItem:
     """A clip that is ready; its cut is at `offset` in the waiting file, `row` is for the fingerprint."""
 
     id: str
@@ -103,18 +103,18 @@ def prepare(
     folders cannot be used, fewer than two clips are left, or a merge lacks codes.
     """
     clips, skipped = find_clips(data)
-    out = _output_folder(out)
+    out = output_folder(out)
     num_encoded = 0
     if workers is not None:
         limits = (settings.min_clip_sec, settings.max_clip_sec)
         num_encoded = encode_in_workers(clips, out / CODES_FOLDER, limits, workers, progress)
         progress = None
-    items: list[_Item] = []
+    items: list[PreparedItem] = []
     num_missing = 0
     with tempfile.TemporaryFile("w+", encoding="utf-8", newline="\n", dir=out) as waiting:
         for done, clip in enumerate(clips, start=1):
             entry = _prepare_clip(clip, out / CODES_FOLDER, settings, codec, tokenizer, is_merge, waiting)
-            if isinstance(entry, _Item):
+            if isinstance(entry, PreparedItem):
                 items.append(entry)
             elif entry is None:
                 num_missing += 1
@@ -130,14 +130,14 @@ def prepare(
         if len(items) < 2:
             with contextlib.suppress(OSError):  # it holds something
                 out.rmdir()
-            raise DataError(_too_few(data, items, skipped))
-        splits, how = _split(items, settings)
+            raise DataError(too_few(data, items, skipped))
+        splits, how = split_items(items, settings)
         for name, split in splits.items():
             write_manifest(out / MANIFESTS[name], _waiting_lines(waiting, split))
-    _write_skipped(out / SKIPPED_FILE, skipped, Path(data).resolve())
+    write_skipped(out / SKIPPED_FILE, skipped, Path(data).resolve())
     info = PreparedInfo(
         format_version=FORMAT_VERSION,
-        fingerprint=_fingerprint(splits),
+        fingerprint=fingerprint_of(splits),
         codec_name=codec.name,
         codec_fingerprint=codec.fingerprint,
         is_toy=codec.is_toy,
@@ -154,10 +154,10 @@ def prepare(
     write_info(out, info)
     num_encoded += sum(not item.is_reused for item in items)
     return PrepareSummary(
-        train=_summary_of(splits["train"]),
-        valid=_summary_of(splits["valid"]),
+        train=summary_of(splits["train"]),
+        valid=summary_of(splits["valid"]),
         split=how,
-        skipped=_reasons(skipped),
+        skipped=reasons_of(skipped),
         num_encoded=num_encoded,
         num_reused=max(0, len(items) - num_encoded),
         is_toy=codec.is_toy,
@@ -180,7 +180,7 @@ def encode_shard(
     index, count = parse_shard(shard)
     clips = find_clips(data)[0][index - 1 :: count]
     limits = (settings.min_clip_sec, settings.max_clip_sec)
-    folder = _output_folder(out) / CODES_FOLDER
+    folder = output_folder(out) / CODES_FOLDER
     return encode_in_workers(clips, folder, limits, workers, progress), len(clips)
 
 
@@ -192,7 +192,8 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _output_folder(out: Path | str) -> Path:
+def output_folder(out: Path | str) -> Path:
+    """The folder of a prepared set, made; DataError where that cannot be."""
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -209,7 +210,7 @@ def _prepare_clip(
     tokenizer: PhonemeTokenizer,
     is_merge: bool,
     waiting: IO[str],
-) -> _Item | Skipped | None:
+) -> PreparedItem | Skipped | None:
     """A clip with codes on disk and its cut waiting; why there is none; None where a merge lacks codes."""
     try:
         recording = header_of(clip)
@@ -252,7 +253,7 @@ def _prepare_clip(
     row = [clip.id, hashlib.sha256(codes.tobytes()).hexdigest(), encoding.ids, encoding.languages]
     offset = waiting.tell()
     waiting.write(cut_line(cut))
-    return _Item(
+    return PreparedItem(
         id=clip.id,
         part=clip.part,
         speaker=clip.speaker,
@@ -263,7 +264,7 @@ def _prepare_clip(
     )
 
 
-def _waiting_lines(waiting: IO[str], items: list[_Item]) -> Iterator[str]:
+def _waiting_lines(waiting: IO[str], items: list[PreparedItem]) -> Iterator[str]:
     for item in items:
         waiting.seek(item.offset)
         yield waiting.readline()
@@ -273,7 +274,9 @@ def _detail(clip: Clip, cause: VallexError) -> str:
     return str(cause).removeprefix(f"{clip.path}: ")
 
 
-def _split(items: list[_Item], settings: PrepareSettings) -> tuple[dict[str, list[_Item]], str]:
+def split_items(
+    items: list[PreparedItem], settings: PrepareSettings
+) -> tuple[dict[str, list[PreparedItem]], str]:
     """Train and validation, neither of them empty, and how they were told apart."""
     named = {item.part for item in items if _VALIDATION_PART.search(item.part)}
     if named and named != {item.part for item in items}:
@@ -281,7 +284,7 @@ def _split(items: list[_Item], settings: PrepareSettings) -> tuple[dict[str, lis
         chosen = {item.id for item in items if item.part in named}
     else:
         # ordered by a hash of each name: what is chosen hardly changes when clips come or go
-        def rank(item: _Item) -> str:
+        def rank(item: PreparedItem) -> str:
             return hashlib.sha256(f"{settings.seed}/{item.id}".encode()).hexdigest()
 
         count = min(max(1, round(len(items) * settings.valid_share)), len(items) - 1)
@@ -294,7 +297,8 @@ def _split(items: list[_Item], settings: PrepareSettings) -> tuple[dict[str, lis
     return splits, how
 
 
-def _write_skipped(path: Path, skipped: list[Skipped], root: Path) -> None:
+def write_skipped(path: Path, skipped: list[Skipped], root: Path) -> None:
+    """The table of what was left out, with paths below `root`."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["path", "reason", "detail"])
@@ -302,25 +306,26 @@ def _write_skipped(path: Path, skipped: list[Skipped], root: Path) -> None:
             table.writerow([skip.path.relative_to(root), skip.reason, skip.detail])
 
 
-def _fingerprint(splits: dict[str, list[_Item]]) -> str:
+def fingerprint_of(splits: dict[str, list[PreparedItem]]) -> str:
     """SHA-256 over what a model sees of each cut, in the order of ids: split, codes, phonemes, languages."""
     rows = sorted((item.id, name, item.row) for name, items in splits.items() for item in items)
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def _summary_of(items: list[_Item]) -> SplitSummary:
+def summary_of(items: list[PreparedItem]) -> SplitSummary:
+    """A split in numbers."""
     return summarize_split([i.duration_sec for i in items], [i.speaker for i in items])
 
 
-def _reasons(skipped: list[Skipped]) -> dict[str, int]:
+def reasons_of(skipped: list[Skipped]) -> dict[str, int]:
     """How many files were left out for each reason, the most common first."""
     return dict(Counter(skip.reason for skip in skipped).most_common())
 
 
-def _too_few(data: Path | str, items: list[_Item], skipped: list[Skipped]) -> str:
+def too_few(data: Path | str, items: list[PreparedItem], skipped: list[Skipped]) -> str:
     """Why there is too little to prepare, with the most common reasons and an example of each."""
     shown = []
-    for reason, count in list(_reasons(skipped).items())[:_MAX_REASONS_SHOWN]:
+    for reason, count in list(reasons_of(skipped).items())[:_MAX_REASONS_SHOWN]:
         example = next(skip for skip in skipped if skip.reason == reason)
         shown.append(f"{count} {reason} (as {example.path.name}: {example.detail})")
     what = (

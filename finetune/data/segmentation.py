@@ -15,7 +15,7 @@ from vallex.errors import ConfigError
 MIN_PAUSE_SEC = 0.12  # beyond the margins of speech: the closure of a plosive is shorter
 _SURE_PAUSE_SEC = 0.3
 _LONG_PAUSE_SEC = 0.8
-_TARGET_SEC = 7.0
+_TARGET_SEC = 6.0
 _LEFT_OUT_COST = 1000.0
 
 
@@ -127,4 +127,4 @@ def _clip_cost(seconds: float, settings: CutSettings) -> float:
         return _LEFT_OUT_COST
     if seconds < settings.min_clip_sec:
         return 8.0 + 4.0 * (settings.min_clip_sec - seconds)
-    return abs(float(np.log(seconds / _TARGET_SEC)))
+    return float(np.log(seconds / _TARGET_SEC) ** 2)

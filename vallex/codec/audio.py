@@ -5,7 +5,7 @@ transcript is poison for training, so it is an error here.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +43,7 @@ def load_audio(
     """
     path = Path(path)
     samples, file_rate_hz = read_samples(path, start_sec, end_sec)
-    wav = torch.from_numpy(samples).mean(dim=1)  # [N, channels] -> [N]
-    if not torch.isfinite(wav).all():
-        raise AudioError(f"{path}: holds samples that are not finite numbers. Export it again as 16-bit wav")
-    if file_rate_hz != sample_rate_hz:
-        wav = torchaudio.functional.resample(wav, file_rate_hz, sample_rate_hz, **RESAMPLING)
-    return wav.clamp(-1, 1)
+    return _finished(path, samples.mean(axis=1), file_rate_hz, sample_rate_hz)
 
 
 def save_audio(
@@ -97,8 +92,7 @@ def read_samples(
             rate_hz = file.samplerate
             start = round(start_sec * rate_hz)
             end = file.frames if end_sec is None else min(round(end_sec * rate_hz), file.frames)
-            if start:
-                file.seek(min(start, file.frames))
+            _skip_to(file, min(start, file.frames))
             samples = file.read(max(end - start, 0), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise _unreadable(path, error) from error
@@ -107,6 +101,32 @@ def read_samples(
     if len(samples) < end - start:
         raise _truncated(path, f"{end} samples", f"{start + len(samples)}")
     return samples, rate_hz
+
+
+def load_stretches(
+    path: Path | str, stretches: Sequence[tuple[float, float]], sample_rate_hz: int = SAMPLE_RATE_HZ
+) -> Iterator[Tensor]:
+    """Stretches of one recording, in one pass: from and to in seconds, in order and apart from each other.
+
+    Yields [N] float32 each, as `load_audio` does. Raises AudioError as it does, some of it only at the end.
+    """
+    held, held_from, place = np.zeros(0, dtype=np.float32), 0, 0
+    for block, file_rate_hz in stream_audio(path):
+        held = np.concatenate([held, block])
+        while place < len(stretches):
+            start, end = (round(moment * file_rate_hz) - held_from for moment in stretches[place])
+            if end > len(held):
+                break
+            yield _finished(path, held[max(start, 0) : end], file_rate_hz, sample_rate_hz)
+            place += 1
+        if place == len(stretches):
+            held_from, held = held_from + len(held), held[:0]
+        else:
+            done = min(max(round(stretches[place][0] * file_rate_hz) - held_from, 0), len(held))
+            held_from, held = held_from + done, held[done:]
+    for start_sec, _ in stretches[place:]:  # that end with the recording, but for a rounded sample
+        start = max(round(start_sec * file_rate_hz) - held_from, 0)
+        yield _finished(path, held[start:], file_rate_hz, sample_rate_hz)
 
 
 def stream_audio(path: Path | str, block_sec: float = 60.0) -> Iterator[tuple[np.ndarray, int]]:
@@ -130,6 +150,28 @@ def stream_audio(path: Path | str, block_sec: float = 60.0) -> Iterator[tuple[np
         raise AudioError(f"{path}: holds no sound (0 samples). Copy or record it again")
     if num_read < num_promised:
         raise _truncated(path, f"{num_promised} samples", f"{num_read}")
+
+
+def _finished(path: Path | str, mono: np.ndarray, file_rate_hz: int, sample_rate_hz: int) -> Tensor:
+    """One channel of a file, [n] float32, at the rate asked for."""
+    wav = torch.from_numpy(mono)
+    if len(wav) == 0:
+        raise AudioError(f"{path}: holds no sound (0 samples). Copy or record it again")
+    if not torch.isfinite(wav).all():
+        raise AudioError(f"{path}: holds samples that are not finite numbers. Export it again as 16-bit wav")
+    if file_rate_hz != sample_rate_hz:
+        wav = torchaudio.functional.resample(wav, file_rate_hz, sample_rate_hz, **RESAMPLING)
+    return wav.clamp(-1, 1)
+
+
+def _skip_to(file: soundfile.SoundFile, frame: int) -> None:
+    """Moves to a frame; an mp3 is read up to it, because its frames need those before them."""
+    if file.format == "MPEG":
+        while (left := frame - file.tell()) > 0:
+            if not len(file.read(min(left, 60 * file.samplerate))):
+                return
+    elif frame:
+        file.seek(frame)
 
 
 def _check_there(path: Path) -> None:

@@ -7,7 +7,9 @@ import torch
 from vallex.codec.audio import load_audio
 from vallex.codec.encodec import EncodecCodec
 from vallex.errors import PromptError
+from vallex.inference.asr import ASR_RATE_HZ, Heard, find_recognizer, load_recognizer, missing_recognizer
 from vallex.inference.prompts import VoicePrompt, find_prompt, load_prompt
+from vallex.sources import CHECKPOINTS_DIR
 from vallex.text import PhonemeTokenizer
 
 MIN_PROMPT_SEC = 0.5
@@ -25,12 +27,7 @@ def voice_from_recording(
         languages (a prompt has one)
     """
     wav = load_audio(path)
-    seconds = len(wav) / codec.sample_rate_hz
-    if not MIN_PROMPT_SEC <= seconds <= MAX_PROMPT_SEC:
-        raise PromptError(
-            f"{path}: lasts {seconds:.1f} s; a voice prompt is {MIN_PROMPT_SEC} to {MAX_PROMPT_SEC:.0f} s, "
-            f"best {ADVISED_PROMPT_SEC:.0f} s or more. Cut it to a whole sentence, with its words in --text"
-        )
+    _check_length(path, len(wav) / codec.sample_rate_hz)
     encoding = tokenizer.encode(transcript, language=language)
     languages = sorted(set(encoding.languages))
     if len(languages) > 1:
@@ -48,10 +45,48 @@ def voice_from_recording(
     )
 
 
+def _check_length(path: Path, seconds: float) -> None:
+    if not MIN_PROMPT_SEC <= seconds <= MAX_PROMPT_SEC:
+        raise PromptError(
+            f"{path}: lasts {seconds:.1f} s; a voice prompt is {MIN_PROMPT_SEC} to {MAX_PROMPT_SEC:.0f} s, "
+            f"best {ADVISED_PROMPT_SEC:.0f} s or more. Cut it to a whole sentence, with its words in --text"
+        )
+
+
 def find_transcript(recording: Path, given: str | None) -> str:
     """What is said in a recording: as given, else from a text file of its name beside it.
 
     errors: PromptError where there is neither, or no recording
+    """
+    known = known_transcript(recording, given)
+    if known is None:
+        raise PromptError(_unknown_transcript(recording))
+    return known
+
+
+def hear_transcript(
+    recording: Path, language: str = "auto", checkpoints_dir: Path = CHECKPOINTS_DIR
+) -> Heard:
+    """What a recognizer hears in a recording for a voice prompt.
+
+    errors: AudioError; PromptError where it is too long or too short, where no recognizer is there, or it
+        hears nothing
+    """
+    wav = load_audio(recording, ASR_RATE_HZ)
+    _check_length(recording, len(wav) / ASR_RATE_HZ)
+    if find_recognizer("auto", language, checkpoints_dir) is None:
+        reason = missing_recognizer("auto", language, checkpoints_dir)
+        raise PromptError(f"{_unknown_transcript(recording)} ({reason})")
+    [heard] = load_recognizer("auto", language, checkpoints_dir).hear([wav], language)
+    if not heard.text:
+        raise PromptError(f"{recording}: {heard.source} hears no word in it; say what is said with --text")
+    return heard
+
+
+def known_transcript(recording: Path, given: str | None) -> str | None:
+    """What is said in a recording: as given, else from a text file beside it; None where there is neither.
+
+    errors: PromptError where there is no recording
     """
     if not recording.exists():
         raise PromptError(f"{recording}: there is no such recording")
@@ -64,9 +99,13 @@ def find_transcript(recording: Path, given: str | None) -> str:
                 return path.read_text(encoding="utf-8").strip()
             except UnicodeDecodeError as error:
                 raise PromptError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    raise PromptError(
+    return None
+
+
+def _unknown_transcript(recording: Path) -> str:
+    return (
         f"{recording}: what is said in it is not known: give it with --text, or put it into "
-        f"{beside[-1].name} beside the recording"
+        f"{recording.stem}{TRANSCRIPT_SUFFIXES[-1]} beside the recording"
     )
 
 

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from vallex.codec.audio import load_audio, save_audio
+from vallex.codec.audio import load_audio, load_stretches, save_audio, stream_audio
 from vallex.errors import AudioError
 
 TONE_HZ = 1000
@@ -167,3 +167,36 @@ def test_save_audio_when_place_is_a_folder_then_says_so_and_leaves_nothing(tmp_p
     with pytest.raises(AudioError, match=r"a\.wav: cannot be written"):
         save_audio(tmp_path / "a.wav", torch.zeros(10))
     assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rate_hz"), [("wav", 24000), ("mp3", 44100), ("flac", 22050), ("ogg", 48000)]
+)
+def test_stretches_of_a_recording_are_those_of_the_whole(tmp_path, suffix, rate_hz, capfd):
+    path = tmp_path / f"long.{suffix}"
+    noise = np.random.default_rng(0).standard_normal((140 * rate_hz, 2)).astype(np.float32) * 0.1
+    with soundfile.SoundFile(path, "w", rate_hz, 2) as file:
+        for start in range(0, len(noise), rate_hz):  # libsndfile crashes on much vorbis at once
+            file.write(noise[start : start + rate_hz])
+    spans = [(0.0, 1.5), (59.0, 61.25), (61.25, 70.0), (119.5, 120.5), (131.0, 140.0)]
+    whole = soundfile.read(path, dtype="float32")[0].mean(axis=1)
+    found = list(load_stretches(path, spans, rate_hz))
+    for (start_sec, end_sec), wav in zip(spans, found, strict=True):
+        expected = whole[round(start_sec * rate_hz) : round(end_sec * rate_hz)]
+        np.testing.assert_allclose(wav.numpy(), expected, atol=1e-6)
+        alone = load_audio(path, rate_hz, start_sec, end_sec)
+        np.testing.assert_allclose(alone.numpy(), expected, atol=2e-2 if suffix == "ogg" else 1e-6)
+    assert capfd.readouterr().err == ""
+
+
+def test_stretches_when_the_recording_is_truncated_are_an_error(tmp_path):
+    soundfile.write(tmp_path / "half.wav", np.zeros(48000), 24000)
+    (tmp_path / "half.wav").write_bytes((tmp_path / "half.wav").read_bytes()[:50000])
+    with pytest.raises(AudioError, match=r"half.wav: is truncated: it promises 96000 bytes of sound"):
+        list(load_stretches(tmp_path / "half.wav", [(0.0, 0.5)]))
+
+
+def test_stream_when_there_is_no_sound_is_an_error(tmp_path):
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 24000)
+    with pytest.raises(AudioError, match=r"none.wav: holds no sound \(0 samples\)"):
+        list(stream_audio(tmp_path / "none.wav"))

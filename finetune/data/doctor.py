@@ -196,9 +196,7 @@ def _judge(diagnosis: Diagnosis, skipped: list[Skipped], root: Path, settings: D
     speakers = Counter(report.clip.speaker for report in diagnosis.usable())
     for speaker in sorted({report.clip.speaker for report in diagnosis.reports}):
         if speakers[speaker] < MIN_CLIPS_A_SPEAKER:
-            value = (
-                f"{speakers[speaker]} usable clips; {MIN_CLIPS_A_SPEAKER} are needed to train and to validate"
-            )
+            value = f"usable clips: {speakers[speaker]}; at least {MIN_CLIPS_A_SPEAKER} for a split"
             faults.append(Fault(file=speaker, fault="speaker with too little", value=value))
     if len(diagnosis.usable()) < 2:
         value = f"usable clips: {len(diagnosis.usable())}; at least 2, to train and to validate"

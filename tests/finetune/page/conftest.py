@@ -78,6 +78,26 @@ def site(page_folder) -> Iterator[Site]:
     thread.join(timeout=20)
 
 
+@pytest.fixture(scope="session")
+def prepared(site) -> str:
+    """The name of a prepared set of five clips of the shipped sample."""
+    import finetune
+    from finetune.data.prepare import PrepareSettings, prepare
+    from vallex.text import PhonemeTokenizer
+
+    sample = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
+    few = site.folder / "few"
+    for part, num_clips in (("train-clean", 4), ("dev-clean", 1)):
+        for wav in sorted((sample / part).rglob("*.wav"))[:num_clips]:
+            for file in wav.parent.glob(f"{wav.stem}.*"):
+                copy = few / file.relative_to(sample)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+    out = site.folder / "data" / "five"
+    prepare(few, out, PrepareSettings(), site.engine.codec, PhonemeTokenizer())
+    return out.name
+
+
 @dataclass
 class Complaints:
     """What a browser complained about, and what it asked others than the page for."""

@@ -1,0 +1,88 @@
+"""The Train tab in a real browser: a run is begun, found again by another page, stopped and gone on with."""
+
+import re
+
+import psutil
+import pytest
+
+from finetune.page.training import TrainForm, TrainingDesk
+from finetune.results import read_result
+from vallex.errors import ConfigError, DataError, RunError
+
+
+def fill(tab, name: str, settings: str, prepared: str) -> None:
+    tab.get_by_role("tab", name="Train").click()
+    choose(tab, "Prepared set", prepared)
+    choose(tab, "Preset", "smoke")
+    tab.get_by_label("Name of the run").fill(name)
+    if settings:
+        tab.get_by_role("button", name="Settings", exact=False).first.click()
+        tab.get_by_label("Other settings, one a line").fill(settings)
+
+
+def choose(tab, label: str, name: str) -> None:
+    tab.get_by_label(label, exact=True).click()
+    tab.get_by_role("option", name=name, exact=True).click()
+
+
+def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped_and_resumed(
+    open_page, site, prepared
+):
+    tab = open_page()
+    fill(tab, "voice-1", "max_steps=900\nvalidate_every=900", prepared)
+    tab.get_by_role("button", name="Show the plan").click()
+    tab.get_by_text("AR 900 steps, NAR 900 steps, on 4 clips, 1 for validation").wait_for()
+    tab.get_by_role("button", name="Start training").click()
+    tab.get_by_text("voice-1 is started").wait_for()
+    tab.close()
+
+    again = open_page()
+    again.get_by_role("tab", name="Train").click()
+    state = again.locator("#run-state")
+    state.get_by_text("running").first.wait_for(timeout=90_000)
+    state.get_by_text(re.compile(r"\d+ of 900")).first.wait_for()
+    again.locator("#run-curves svg[role=img]").first.wait_for()
+    process = read_result(site.folder / "runs" / "voice-1").process["pid"]
+    again.get_by_role("button", name="Stop and save").click()
+    state.get_by_text("stopped").first.wait_for(timeout=60_000)
+    gone, _ = psutil.wait_procs([psutil.Process(process)] if psutil.pid_exists(process) else [], timeout=30)
+    assert all(not each.is_running() for each in gone)
+
+    again.get_by_role("button", name="Go on").click()
+    again.get_by_text("voice-1 goes on").wait_for()
+    state.get_by_text("running").first.wait_for(timeout=90_000)
+    again.get_by_role("button", name="Stop and save").click()
+    state.get_by_text("stopped").first.wait_for(timeout=60_000)
+
+
+def test_train_when_a_setting_is_unknown_then_it_says_which_and_nothing_is_started(open_page, site, prepared):
+    tab = open_page()
+    fill(tab, "voice-2", "learning_rat=1", prepared)
+    tab.get_by_role("button", name="Start training").click()
+    tab.get_by_text("'learning_rat' is not known").wait_for()
+    assert not (site.folder / "runs" / "voice-2").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"name": "../out"}, ConfigError, "'../out'"),
+        ({"name": "--resume"}, ConfigError, "'--resume'"),
+        ({"prepared": "../five"}, DataError, "'../five' is not known"),
+        ({"preset": "huge"}, ConfigError, "'huge' is not known"),
+        ({"stage": "all"}, ConfigError, "'all'"),
+        ({"overrides": ("--offline-toy",)}, ConfigError, "has no '='"),
+    ],
+)
+def test_desk_when_something_else_is_asked_for_then_it_is_refused(
+    settings_of, prepared, changes, error, said
+):
+    form = {"name": "new", "prepared": prepared, "preset": "smoke", "init": "toy"} | changes
+    with pytest.raises(error, match=re.escape(said)):
+        TrainingDesk(settings_of()).start(TrainForm(**form))
+
+
+@pytest.mark.parametrize("name", ["nobody", "../runs", ""])
+def test_desk_when_a_run_is_not_there_then_it_says_so(settings_of, name):
+    with pytest.raises(RunError, match="none of this name"):
+        TrainingDesk(settings_of()).state(name)

@@ -5,8 +5,10 @@ Fonts are those of the machine: the page fetches nothing from elsewhere.
 
 import gradio as gr
 
+from finetune.page.datasets import DataDesk
 from finetune.page.engine import Engine
-from finetune.page.tabs import clone
+from finetune.page.tabs import clone, compare, data, results, train
+from finetune.page.training import TrainingDesk
 from finetune.page.voices import VoiceShelf
 from vallex.codec import TOY_NOTICE
 
@@ -24,13 +26,17 @@ CSS = """
 .toy { border: 1px solid #ca8a04; border-radius: 8px; padding: .4em .8em; margin: .3em 0; }
 .player audio { width: 100%; }
 .sound img { width: 100%; border-radius: 8px; display: block; }
-.curves { margin: 0 0 1em; } .curves figcaption { font-weight: 600; margin-bottom: .3em; }
+.curves { margin: 0 0 1em; max-width: 760px; } .curves figcaption { font-weight: 600; margin-bottom: .3em; }
 .curves svg { width: 100%; height: auto; } .legend { display: flex; flex-wrap: wrap; gap: .2em 1.2em; }
 .legend svg { width: 26px; display: inline; vertical-align: middle; }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
-table.plain { border-collapse: collapse; width: 100%; }
-table.plain th, table.plain td { text-align: left; padding: .3em .7em .3em 0; vertical-align: top; }
-table.plain td { border-top: 1px solid color-mix(in srgb, currentColor 20%, transparent); }
+.side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
+iframe.report { width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px; }
+.gradio-container .html-container { padding: 0 !important; }
+.gradio-container table.plain { border-collapse: collapse; width: 100%; margin: 0; border: 0 !important; }
+.gradio-container table.plain :is(th, td) { text-align: left; padding: .35em .8em .35em 0 !important;
+  vertical-align: top; border: 0 !important; background: none !important; overflow-wrap: anywhere; }
+.gradio-container table.plain td { border-top: 1px solid #8885 !important; }
 .scroll { overflow-x: auto; }
 :focus-visible { outline: 2px solid #c2410c !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
@@ -45,6 +51,18 @@ def build_page(engine: Engine, shelf: VoiceShelf) -> gr.Blocks:
         gr.Markdown("# vallex\nClone a voice, fine-tune the model on it, and hear whether it got better.")
         if engine.settings.offline_toy:
             gr.HTML(f'<div class="toy" role="note">Started with {TOY_NOTICE}.</div>', padding=False)
-        with gr.Tabs(), gr.Tab("Clone", id="clone"):
-            clone.build(page, engine, shelf)
+        with gr.Tabs():
+            with gr.Tab("Clone", id="clone"):
+                clone.build(page, engine, shelf)
+            with gr.Tab("Compare", id="compare"):
+                compare.build(page, engine, shelf)
+            with gr.Tab("Data", id="data"):
+                # made before its place: what is prepared in one tab is chosen in the next
+                data_place = gr.Column()
+            with gr.Tab("Train", id="train"):
+                prepared = train.build(page, engine, TrainingDesk(engine.settings))
+            with data_place:
+                data.build(page, engine, DataDesk(engine.settings, engine), prepared)
+            with gr.Tab("Results", id="results"):
+                results.build(page, engine)
     return page

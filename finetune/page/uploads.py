@@ -1,0 +1,128 @@
+"""Folders of recordings that strangers send, as files or as a zip: every name looked at, every byte counted.
+
+A zip is unpacked by its bytes and not by what its directory says of them, into a folder of our own, which
+gets its name only when all is there.
+"""
+
+import re
+import shutil
+import stat
+import tempfile
+import unicodedata
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from vallex.errors import DataError
+
+MAX_FILES = 20_000
+MAX_UNPACKED_MB = 4_000
+MAX_TEXT_MB = 20
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".aifc")
+TEXT_SUFFIXES = (".txt", ".csv", ".tsv")
+_MAX_DEPTH = 8
+_BLOCK_BYTES = 1 << 20
+_FOREIGN = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what systems leave in every zip
+
+
+def check_name(name: str) -> str:
+    """The name of a folder in the data folder; DataError where it would be another place."""
+    name = unicodedata.normalize("NFC", (name or "").strip())
+    if not re.fullmatch(r"\w[\w. -]{0,80}", name) or name.endswith("."):
+        raise DataError(f"name {name!r}: use letters, digits, '_', '-', '.' and spaces, a letter first")
+    return name
+
+
+def take_files(paths: Sequence[Path], data_dir: Path, name: str) -> tuple[Path, int]:
+    """Files that were sent, or one zip, as the new folder `name`; returns it and how many files it has.
+
+    errors: DataError for a name that is taken, or no name; for a file of another kind; for a zip that is
+        damaged, too large, or would write elsewhere. Nothing is left behind then
+    """
+    target = data_dir / check_name(name)
+    if target.exists():
+        raise DataError(f"{name}: there is a folder of this name already; take another")
+    if not paths:
+        raise DataError("no file was sent: choose a zip, or recordings with their texts")
+    data_dir.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=".upload-", dir=data_dir))
+    try:
+        if len(paths) == 1 and paths[0].suffix.lower() == ".zip":
+            num_files = _unpack(paths[0], building)
+        else:
+            num_files = _copy(paths, building)
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return target, num_files
+
+
+def _copy(paths: Sequence[Path], folder: Path) -> int:
+    for path in paths:
+        place = _place(path.name, folder)
+        if place is not None:
+            shutil.copyfile(path, place)
+    return sum(1 for path in folder.rglob("*") if path.is_file())
+
+
+def _unpack(path: Path, folder: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+            if len(entries) > MAX_FILES:
+                raise DataError(f"{path.name}: holds {len(entries)} files; at most {MAX_FILES} are taken")
+            num_files, left = 0, MAX_UNPACKED_MB * 1_000_000
+            for entry in entries:
+                place = _place(entry.filename, folder)
+                if place is None:
+                    continue
+                if stat.S_ISLNK(entry.external_attr >> 16) or entry.flag_bits & 1:
+                    raise DataError(
+                        f"{path.name}: {entry.filename!r} is a link or encrypted; pack files only"
+                    )
+                most = min(left, MAX_TEXT_MB * 1_000_000) if place.suffix in TEXT_SUFFIXES else left
+                left -= _write(archive, entry, place, most, path.name)
+                num_files += 1
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"{path.name}: not a zip that can be read ({error}). Pack it again") from error
+    if not num_files:
+        raise DataError(f"{path.name}: holds no recording and no text")
+    return num_files
+
+
+def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path, most: int, name: str) -> int:
+    """Unpacks an entry, as long as it takes at most so many bytes; returns how many."""
+    num_bytes = 0
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        raise DataError(f"{name}: {entry.filename!r} is in it twice")
+    with archive.open(entry) as packed, place.open("wb") as file:
+        while block := packed.read(_BLOCK_BYTES):
+            num_bytes += len(block)
+            if num_bytes > most:
+                raise DataError(
+                    f"{name}: unpacked it takes more than is allowed ({MAX_UNPACKED_MB} MB, and "
+                    f"{MAX_TEXT_MB} MB a text); {entry.filename!r} went over it"
+                )
+            file.write(block)
+    return num_bytes
+
+
+def _place(name: str, folder: Path) -> Path | None:
+    """Where a file goes; None for what nobody needs. DataError where it would go elsewhere, or is strange."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if any(part in _FOREIGN or part.startswith("._") for part in parts):
+        return None
+    suffix = PurePosixPath(name).suffix.lower()
+    allowed = (*AUDIO_SUFFIXES, *TEXT_SUFFIXES)
+    strange = [p for p in parts if p in ("..", "/") or p.startswith(".") or ":" in p or not p.isprintable()]
+    if not parts or strange or len(parts) > _MAX_DEPTH or any(len(part) > 200 for part in parts):
+        raise DataError(
+            f"{name!r}: not a name that is taken: no '..', no hidden files, {_MAX_DEPTH} folders deep"
+        )
+    if suffix not in allowed:
+        if suffix in (".md", ".pdf", ".json", ".html", ""):
+            return None
+        raise DataError(f"{name!r}: not a recording and not a text; allowed are {', '.join(allowed)}")
+    return folder.joinpath(*parts)

@@ -334,12 +334,12 @@ def voice_make(
         raise PromptError(f"voice {name!r}: {path} is there already; take another name, or --force")
     said = known_transcript(recording, transcript)
     tokenizer = make_tokenizer(phonemizer, unknown_words)
-    codec = load_codec(toy=offline_toy)
     if said is None:
         heard = hear_transcript(recording, language)
         said, language = heard.text, heard.language
         typer.echo(f"Heard by {heard.source}, in {heard.language}: {heard.text}")
         typer.echo("If that is wrong, say what is said: the same command with --text and --force.")
+    codec = load_codec(toy=offline_toy)
     prompt = voice_from_recording(recording, said, codec, tokenizer, language)
     save_prompt(path, prompt)
     typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language}, {len(prompt.text)} phonemes")

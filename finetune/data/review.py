@@ -61,6 +61,7 @@ def apply_review(review: Path, log: ImportLog) -> int:
 
     Raises DataError with the faults of the file: nothing is taken over then.
     """
+    rows = _read_rows(review)
     by_id = {clip.id: clip for clip in log.clips()}
     if not by_id:
         raise DataError(
@@ -68,7 +69,7 @@ def apply_review(review: Path, log: ImportLog) -> int:
         )
     changed, faults = [], []
     seen: Counter[str] = Counter()
-    for number, row in _read_rows(review):
+    for number, row in rows:
         clip = by_id.get(row["id"])
         fault = _fault(row, clip, seen)
         if fault:

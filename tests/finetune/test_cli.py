@@ -497,7 +497,9 @@ def test_voice_make_that_cannot_be_done_writes_nothing(refused, tmp_path, files)
     make = ("voice", "make")
     assert "there is no such recording" in refused(*make, "anna", "missing.wav", "--text", "Hi")
     assert "voice name '../anna'" in refused(*make, "../anna", files / "good.wav")
-    assert "what is said in it is not known" in refused(*make, "anna", files / "no-text.wav")
+    assert "what is said in it is not known" in refused(
+        *make, "anna", files / "no-text.wav", "--language", "ja"
+    )
     assert "lasts 15.5 s" in refused(*make, "anna", files / "long.wav", "--offline-toy")
     assert "cannot be read as audio" in refused(
         *make, "anna", files / "junk.wav", "--text=Hi", "--offline-toy"

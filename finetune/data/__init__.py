@@ -1,1 +1,1 @@
-"""From a LibriTTS folder to lhotse cuts with codes and phonemes, and from cuts to batches."""
+"""From any recordings to LibriTTS layout, looked at and prepared: lhotse cuts with codes; cuts to batches."""

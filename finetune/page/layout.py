@@ -14,7 +14,10 @@ from vallex.codec import TOY_NOTICE
 
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
-THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, font_mono=MONO)
+THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, font_mono=MONO).set(
+    # an empty box must be seen on a dark page too
+    checkbox_border_color_dark="*neutral_400"
+)
 HEAD = '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
 CSS = """
 .gradio-container > main, .gradio-container .app { max-width: 1180px !important; width: 100% !important;
@@ -29,13 +32,17 @@ CSS = """
 .curves { margin: 0 0 1em; max-width: 760px; } .curves figcaption { font-weight: 600; margin-bottom: .3em; }
 .curves svg { width: 100%; height: auto; } .legend { display: flex; flex-wrap: wrap; gap: .2em 1.2em; }
 .legend svg { width: 26px; display: inline; vertical-align: middle; }
+@media (max-width: 600px) { .curves svg[role] text { font-size: 21px; } }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
 .side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
 iframe.report { width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px; }
 .gradio-container .html-container { padding: 0 !important; }
 .gradio-container table.plain { border-collapse: collapse; width: 100%; margin: 0; border: 0 !important; }
 .gradio-container table.plain :is(th, td) { text-align: left; padding: .35em .8em .35em 0 !important;
-  vertical-align: top; border: 0 !important; background: none !important; overflow-wrap: anywhere; }
+  vertical-align: top; border: 0 !important; background: none !important; }
+.gradio-container table.plain tr { border: 0 !important; }
+.gradio-container .prose:has(table.plain) table { border: 0 !important; }
+.gradio-container table.plain td { overflow-wrap: break-word; }
 .gradio-container table.plain td { border-top: 1px solid #8885 !important; }
 .scroll { overflow-x: auto; }
 :focus-visible { outline: 2px solid #c2410c !important; outline-offset: 2px; }

@@ -14,7 +14,7 @@ from finetune.page.tabs.words import empty, good, plain, told
 from finetune.page.uploads import AUDIO_SUFFIXES, TEXT_SUFFIXES, take_files
 
 _POLL_SEC = 0.3
-_EMPTY = "Nothing looked at yet. Upload recordings, choose their folder, and let the doctor look at them."
+_EMPTY = "Nothing looked at yet. Upload recordings, choose their folder, and check it."
 
 
 def build(page: gr.Blocks, engine: Engine, desk: DataDesk, prepared: gr.Dropdown) -> None:
@@ -24,7 +24,7 @@ def build(page: gr.Blocks, engine: Engine, desk: DataDesk, prepared: gr.Dropdown
         with gr.Column(min_width=320):
             gr.Markdown("### Recordings")
             w["files"] = gr.File(
-                label=f"A zip, or recordings with their texts (up to {MAX_UPLOAD_MB} MB)",
+                label=f"A zip, or recordings and texts, to {MAX_UPLOAD_MB} MB",
                 file_count="multiple",
                 file_types=[".zip", *AUDIO_SUFFIXES, *TEXT_SUFFIXES],
                 height=140,
@@ -40,12 +40,12 @@ def build(page: gr.Blocks, engine: Engine, desk: DataDesk, prepared: gr.Dropdown
                 w["language"] = gr.Dropdown(LANGUAGES, value="auto", label="Language", min_width=140)
             with gr.Row():
                 w["import"] = gr.Button("1. Import", min_width=90)
-                w["doctor"] = gr.Button("2. Look for faults", min_width=130)
+                w["doctor"] = gr.Button("2. Check", min_width=90)
                 w["prepare"] = gr.Button("3. Prepare", variant="primary", min_width=90)
                 w["stop"] = gr.Button("Stop", min_width=60)
             gr.HTML(
-                '<p class="note">Import cuts long recordings and finds texts; a folder that is in LibriTTS '
-                "layout needs none.</p>"
+                '<p class="note">Import cuts long recordings and finds texts; a folder in LibriTTS layout '
+                "needs none. Check looks for faults. Prepare makes what a run trains on.</p>"
             )
             w["status"] = gr.HTML(elem_id="data-status")
     w["report"] = gr.HTML(empty(_EMPTY), elem_id="data-report")

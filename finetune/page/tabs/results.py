@@ -38,7 +38,7 @@ def build(page: gr.Blocks, engine: Engine) -> None:
         interactive=False,
         show_search="filter",
         max_height=420,
-        label="Every run and stage; lower losses are better",
+        label="Runs and stages",
         elem_id="results",
     )
     with gr.Row():

@@ -1,0 +1,231 @@
+"""From an upload to a prepared set, its results and a blind vote, in a real browser; and hostile zips."""
+
+import io
+import json
+import stat
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import finetune
+from finetune.page.pictures import Curve, curves_svg
+from finetune.page.tabs.results import to_csv
+from finetune.page.uploads import take_files
+from finetune.page.votes import Vote, add_vote, read_votes, tally
+from finetune.results import PhaseResult, RunLog, RunResult, write_result
+from vallex.errors import DataError
+
+SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
+
+
+@pytest.fixture
+def sample_zip(tmp_path) -> Path:
+    """Three clips with their texts, and what a Mac leaves in a zip."""
+    path = tmp_path / "anna.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, number in (("train-clean", 2), ("dev-clean", 1)):
+            for wav in sorted((SAMPLE / part).rglob("*.wav"))[:number]:
+                for file in wav.parent.glob(f"{wav.stem}.*"):
+                    archive.write(file, file.relative_to(SAMPLE))
+        archive.writestr("__MACOSX/._junk", b"")
+    return path
+
+
+def choose(tab, label: str, name: str) -> None:
+    tab.get_by_label(label, exact=True).click()
+    tab.get_by_role("option", name=name, exact=True).click()
+
+
+def test_data_when_a_zip_is_uploaded_then_it_is_checked_edited_prepared_and_passed_on(
+    open_page, site, sample_zip
+):
+    tab = open_page()
+    tab.get_by_role("tab", name="Data").click()
+    tab.locator("#data-files input[type=file]").set_input_files(sample_zip)
+    tab.locator("#data-files").get_by_text("anna").first.wait_for()
+    tab.get_by_label("Name of the folder").fill("anna")
+    tab.get_by_role("button", name="Keep these recordings").click()
+    tab.get_by_text("files as anna").wait_for()
+    tab.get_by_role("button", name="2. Check").click()
+    tab.locator("#data-report iframe").wait_for()
+    assert "anna" in tab.frame_locator("#data-report iframe").locator("h1").inner_text()
+
+    tab.get_by_role("button", name="Transcripts", exact=False).first.click()
+    tab.get_by_role("button", name="Show the transcripts").click()
+    cell = tab.locator("#texts [data-testid='cell-0-1']").locator("visible=true").first
+    cell.dblclick()
+    tab.keyboard.press("Control+a")
+    tab.keyboard.type("A text that somebody mended.")
+    tab.keyboard.press("Enter")
+    tab.get_by_role("button", name="Save the transcripts").click()
+    tab.get_by_text("Saved 1 changed texts").wait_for()
+    texts = [path.read_text().strip() for path in (site.folder / "data" / "anna").rglob("*.normalized.txt")]
+    assert texts.count("A text that somebody mended.") == 1
+
+    tab.get_by_role("button", name="3. Prepare").click()
+    tab.get_by_text("2 clips to train on and 1 to validate").wait_for()
+    tab.get_by_role("tab", name="Train").click()
+    assert tab.get_by_label("Prepared set").input_value() == "anna-prepared"
+
+
+def test_compare_when_blind_then_names_are_told_after_the_vote(open_page, site):
+    tab = open_page()
+    tab.get_by_role("tab", name="Compare").click()
+    for name in ("toy", "tiny.pt"):
+        tab.locator("#compared").get_by_label(name, exact=True).check()
+    choose(tab, "Voice of all", "acou_1")
+    tab.locator("#compare-text textarea").fill("Good morning, my friend.")
+    tab.get_by_role("button", name="Speak by all").click()
+    tab.get_by_text("Listen to all").wait_for(timeout=60_000)
+    players = tab.locator("#compare-players")
+    assert "tiny.pt" not in players.inner_text()
+    assert players.locator("audio").count() == 2
+    tab.locator("#vote").get_by_label("B", exact=True).check()
+    tab.get_by_role("button", name="Vote", exact=True).click()
+    tab.get_by_text("Voted for").wait_for()
+    assert "tiny.pt" in players.inner_text()
+    vote = read_votes(site.folder / "runs")[-1]
+    assert (sorted(vote.checkpoints), vote.winner) == (["tiny.pt", "toy"], vote.checkpoints[1])
+
+
+@pytest.fixture
+def two_runs(site) -> RunLog:
+    """Two runs as training leaves them."""
+    results = []
+    for name, loss in (("seen-a", 2.5), ("seen-b", 2.25)):
+        folder = site.folder / "runs" / name
+        folder.mkdir(exist_ok=True)
+        settings = {"settings": {"seed": 0, "ar": {"lr": loss / 1000}}}
+        (folder / "config.json").write_text(json.dumps(settings))
+        points = [(0, 3.0), (10, loss)]
+        lines = [{"stage": "ar", "kind": "valid", "step": x, "loss": y, "top10": 0.5} for x, y in points]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        phase = PhaseResult(
+            phase="ar",
+            status="done",
+            steps=10,
+            base={"loss": 3.0, "top10": 0.5},
+            best={"loss": loss, "top10": 0.6, "step": 10, "checkpoint": "ar-best.safetensors"},
+        )
+        result = RunResult(
+            name=name,
+            status="done",
+            created=f"2026-01-01T00:00:0{len(results)}+00:00",
+            seconds=60.0,
+            preset="small",
+            init={"path": None, "fingerprint": None, "toy": False},
+            data={"path": "data", "fingerprint": "f", "num_cuts": 5, "toy": False},
+            versions={},
+            toy=False,
+            phases=[phase],
+        )
+        write_result(folder, result)
+        results.append(result)
+    return RunLog(results=results, damaged=[])
+
+
+def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_shown(open_page, two_runs):
+    tab = open_page()
+    tab.get_by_role("tab", name="Results").click()
+    table = tab.locator("#results")
+    table.get_by_text("2.25", exact=True).locator("visible=true").first.wait_for()
+    choices = tab.get_by_label("Runs to look at")
+    for _ in range(8):
+        choices.press("Backspace")
+    for name in ("seen-a", "seen-b"):
+        choices.click()
+        tab.get_by_role("option", name=name, exact=True).click()
+    tab.locator("#differences").get_by_text("ar.lr").wait_for()
+    assert "0.0025" in tab.locator("#differences").inner_text()
+    label = tab.locator("#result-curves svg[role=img]").first.get_attribute("aria-label")
+    assert label == "AR validation loss: seen-a ends at 2.500, seen-b ends at 2.250"
+    with tab.expect_download() as download:
+        tab.locator("#export").click()
+    assert "seen-b,ar,done,10,3.0,2.25,0.5,0.6" in download.value.path().read_text()
+
+
+@pytest.mark.parametrize("tab_name", ["Clone", "Compare", "Data", "Train", "Results"])
+def test_tabs_when_narrow_and_dark_then_nothing_sticks_out_and_everything_has_a_name(open_page, tab_name):
+    tab = open_page(width=400, dark=True)
+    if tab.get_by_role("tab", name=tab_name).is_visible():
+        tab.get_by_role("tab", name=tab_name).click()
+    else:  # what does not fit is in the menu beside the tabs
+        tab.locator(".overflow-menu > button").click()
+        tab.locator(".overflow-dropdown").get_by_text(tab_name).click()
+    tab.wait_for_timeout(400)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    unnamed = tab.evaluate(
+        """() => [...document.querySelectorAll('input, textarea, select')].filter(e => e.offsetParent
+        && e.type !== 'file' && !e.labels?.length && !e.getAttribute('aria-label')
+        && !e.title && !e.closest('label')).map(e => e.outerHTML.slice(0, 120))"""
+    )
+    assert unnamed == []
+
+
+def zipped(entries: dict) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def linked() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        entry = zipfile.ZipInfo("secret.txt")
+        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(entry, "/etc/passwd")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PK\x03\x04 no zip", "not a zip that can be read"),
+        (zipped({"../out.wav": b"x"}), "'../out.wav': not a name that is taken"),
+        (zipped({"/etc/cron.wav": b"x"}), "'/etc/cron.wav': not a name"),
+        (zipped({"a\\..\\..\\out.wav": b"x"}), "not a name that is taken"),
+        (zipped({"run.sh": b"x"}), "'run.sh': not a recording and not a text"),
+        (zipped({"bomb.txt": b"0" * 21_000_000}), "unpacked it takes more than is allowed"),
+        (zipped({"readme.md": b"x"}), "holds no recording"),
+        (linked(), "is a link or encrypted"),
+    ],
+)
+def test_upload_when_a_zip_is_hostile_then_it_is_refused_and_nothing_stays(tmp_path, content, said):
+    (tmp_path / "in.zip").write_bytes(content)
+    with pytest.raises(DataError, match=said.replace("\\", "\\\\").replace("(", r"\(")):
+        take_files([tmp_path / "in.zip"], tmp_path / "data", "anna")
+    assert list((tmp_path / "data").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"in.zip", "data"}
+
+
+@pytest.mark.parametrize("name", ["../anna", "/anna", "", ".hidden", "a/b", "anna."])
+def test_upload_when_its_name_would_be_a_path_then_it_is_refused(tmp_path, name):
+    with pytest.raises(DataError, match="name"):
+        take_files([tmp_path / "in.wav"], tmp_path / "data", name)
+
+
+def test_votes_when_lines_are_damaged_then_they_are_passed_over_and_only_blind_ones_count(tmp_path):
+    said = {"time": "t", "text": "x", "voice": "v", "seed": 0, "checkpoints": ("a", "b")}
+    for winner, blind in (("a", True), ("b", False), ("", True)):
+        add_vote(tmp_path, Vote(**said, winner=winner, blind=blind))
+    with (tmp_path / "votes.jsonl").open("a") as file:
+        file.write('{"time": 1\n[]\n')
+    assert tally(read_votes(tmp_path)) == [("a", 1, 2), ("b", 0, 2)]
+
+
+def test_csv_when_a_name_looks_like_a_formula_then_a_spreadsheet_reads_text(two_runs):
+    from dataclasses import replace
+
+    log = RunLog(results=[replace(two_runs.results[0], name="=1+1")], damaged=[])
+    assert to_csv(log).splitlines()[1].startswith("'=1+1,ar,")
+
+
+def test_curves_when_names_hold_markup_then_it_is_text_and_nothing_is_drawn_of_nothing():
+    svg = curves_svg([Curve(name="<b>x</b>", points=[(0, 1.0), (5, 2.0)])], "Loss", "step", "nats")
+    assert "<b>x</b>" not in svg
+    assert "&lt;b&gt;x&lt;/b&gt;" in svg
+    assert curves_svg([Curve(name="a", points=[])], "Loss", "step", "nats") == ""
+    assert "polyline" in curves_svg([Curve(name="a", points=[(3, 1.0)])], "Loss", "step", "nats")

@@ -5,12 +5,15 @@ log does not have, so that an import that was killed goes on, and one that is wh
 """
 
 import csv
+import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from finetune.data.corpora import CORPORA, MANIFESTS, find_corpus, known_corpus
 from finetune.data.import_log import GIVEN, REVIEWED, ImportedClip, ImportedSource, ImportLog, with_text
@@ -21,8 +24,8 @@ from finetune.data.review import apply_review, refuse_unread_review, write_revie
 from finetune.data.segmentation import CutSettings, Stretch, cut_at_silences
 from finetune.data.sources import Source, find_loose, slug
 from finetune.data.transcribe import hear_files
-from vallex.codec.audio import SAMPLE_RATE_HZ, load_stretches, save_audio, stream_audio
-from vallex.errors import AudioError, ConfigError, DataError, TextError, WeightsError
+from vallex.codec.audio import SAMPLE_RATE_HZ, load_audio, load_stretches, save_audio, stream_audio
+from vallex.errors import AudioError, ConfigError, DataError, TextError, TrainingError, WeightsError
 from vallex.files import atomic_write, sha256_of
 from vallex.inference.asr import find_recognizer, missing_recognizer
 from vallex.languages import is_language_code, tag_of
@@ -89,7 +92,7 @@ def import_recordings(
     """Imports `src` into `dst`, doing only what is not there already; a bad file is passed over and told.
 
     Raises DataError where nothing can be imported, or the review cannot be read; ConfigError; WeightsError
-    where a recognizer was asked for by name and is not there.
+    where a recognizer was asked for by name and is not there; TrainingError where a clip cannot be written.
     """
     recognizer = _find_recognizer(settings)
     corpus, sources, skipped = _find_sources(src, settings)
@@ -212,19 +215,48 @@ def _import_sound(source: Source, dst: Path, cut: CutSettings, log: ImportLog) -
         _remove(before.clips, dst, _TEXT_SUFFIXES)
         _remove((clip for clip in before.clips if clip.id not in ids), dst, (".wav",))
     written = [clip for clip in clips if clip.keep and not (known and _is_there(clip, dst))]
-    sounds = load_stretches(source.path, [(clip.start_sec, clip.end_sec) for clip in written])
-    for clip, wav in zip(written, sounds, strict=True):
-        save_audio(clip.file(dst, ".wav"), levelled(wav, SAMPLE_RATE_HZ))
+    for clip, wav in zip(written, _sounds(source, written), strict=True):
+        _save(clip.file(dst, ".wav"), levelled(wav, SAMPLE_RATE_HZ))
     log.add(ImportedSource(name=source.name, key=key, path=str(source.path), clips=clips, left_out=left_out))
     return len(written)
 
 
+def _sounds(source: Source, clips: list[ImportedClip]) -> Iterable[Tensor]:
+    """The sound of each clip, [N] float32 at 24 kHz."""
+    if source.end_sec is not None:  # one of many in a long recording: it is gone to directly
+        return [load_audio(source.path, SAMPLE_RATE_HZ, clip.start_sec, clip.end_sec) for clip in clips]
+    return load_stretches(source.path, [(clip.start_sec, clip.end_sec) for clip in clips])
+
+
+def _save(path: Path, wav: Tensor) -> None:
+    """Writes a clip; a disk that is full ends the import, and is not the recording's fault."""
+    try:
+        save_audio(path, wav)
+    except AudioError as cause:
+        raise TrainingError(str(cause)) from cause
+
+
 def _key(source: Source, cut: CutSettings) -> str:
     """Changes with all that the clips of a source come from."""
-    values = asdict(source) | {"path": "", "audio": sha256_of(source.path), "version": _VERSION}
+    values = asdict(source) | {"path": "", "audio": _digest(source.path), "version": _VERSION}
     if not source.text:
         values["cut"] = asdict(cut)
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    """The SHA-256 of a recording; AudioError where it cannot be read."""
+    try:
+        stat = path.stat()
+        return _digest_as_of(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as cause:
+        raise AudioError(f"{path}: cannot be read ({cause.strerror})") from cause
+
+
+@functools.lru_cache(maxsize=8)
+def _digest_as_of(path: Path, num_bytes: int, changed_ns: int) -> str:
+    """Many clips of a corpus may lie in one long recording."""
+    return sha256_of(path)
 
 
 def _is_there(clip: ImportedClip, dst: Path) -> bool:

@@ -58,7 +58,7 @@ def measure_levels(blocks: Iterable[tuple[np.ndarray, int]]) -> Levels:
 def _band_levels(wav: np.ndarray, hop: int, num_frames: int, rate_hz: int) -> np.ndarray:
     """The level in BAND_HZ of `num_frames` frames of two hops each, [n] float32 to [F] float32 in dB."""
     frames = np.lib.stride_tricks.sliding_window_view(wav, 2 * hop)[::hop][:num_frames]
-    window = np.hanning(2 * hop).astype(np.float32)
+    window = np.hanning(2 * hop + 1)[:-1].astype(np.float32)
     spectrum = np.fft.rfft(frames * window, axis=1)
     frequencies = np.fft.rfftfreq(2 * hop, 1 / rate_hz)
     in_band = (frequencies >= BAND_HZ[0]) & (frequencies <= BAND_HZ[1])

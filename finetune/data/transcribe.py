@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ def _load(path: Path) -> torch.Tensor | None:
 
 def _start_worker(choice: str, language: str, checkpoints_dir: Path) -> None:
     global _recognizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it answers Ctrl-C
     torch.set_num_threads(1)
     _recognizer = load_recognizer(choice, language, checkpoints_dir)
 

@@ -16,7 +16,7 @@ from finetune.data.importing import ImportSettings, import_recordings
 from finetune.data.libritts import find_clips
 from finetune.data.loudness import loudness_lufs
 from vallex.codec.audio import load_audio
-from vallex.errors import ConfigError, DataError, WeightsError
+from vallex.errors import AudioError, ConfigError, DataError, TrainingError, WeightsError
 from vallex.inference.asr import Heard
 
 RATE_HZ = 24000
@@ -237,11 +237,13 @@ def test_import_when_files_are_bad_passes_over_them(tmp_path, spoken, deaf):
     (src / "a.flac").write_bytes((src / "b.flac").read_bytes())
     (src / "latin.wav").write_bytes(whole)
     (src / "latin.txt").write_bytes("Schön".encode("latin-1"))
+    (src / "gone.wav").symlink_to(tmp_path / "absent.wav")
     soundfile.write(src / "still.wav", np.zeros(RATE_HZ), RATE_HZ)
     summary = import_recordings(src, tmp_path / "dst", ImportSettings(speaker="anna"))
     assert summary.num_clips == 6
     reasons = {(skip.path.name, skip.reason) for skip in summary.skipped}
     assert reasons == {
+        ("gone.wav", "audio unreadable"),
         ("bad-empty.wav", "audio unreadable"),
         ("bad-half.wav", "audio unreadable"),
         ("bad-noise.mp3", "audio unreadable"),
@@ -253,7 +255,7 @@ def test_import_when_files_are_bad_passes_over_them(tmp_path, spoken, deaf):
         ("still.wav", "no speech")
     ]
     with (tmp_path / "dst" / "left_out.csv").open(encoding="utf-8") as file:
-        assert len(list(csv.DictReader(file))) == 7
+        assert len(list(csv.DictReader(file))) == 8
 
 
 def test_import_when_a_recording_has_no_pause_leaves_it_out_and_says_so(tmp_path, deaf):
@@ -467,3 +469,21 @@ def test_import_log_when_it_is_something_else_says_which_line(tmp_path, spoken, 
     (dst / LOG_NAME).write_text('{"source": {"colour": "red"}}\n')
     with pytest.raises(DataError, match=r"import.jsonl: line 1 is not an import's; delete the file"):
         import_recordings(src, dst, ImportSettings(speaker="anna"))
+
+
+def test_import_when_the_disk_is_full_ends_and_can_go_on(tmp_path, spoken, deaf, monkeypatch):
+    src, dst = loose_folder(tmp_path / "src", spoken), tmp_path / "dst"
+    real, left = importing.save_audio, [2]
+
+    def save_audio(path, wav):
+        left[0] -= 1
+        if left[0] < 0:
+            raise AudioError(f"{path}: cannot be written (No space left on device). Choose another place")
+        real(path, wav)
+
+    monkeypatch.setattr(importing, "save_audio", save_audio)
+    with pytest.raises(TrainingError, match=r"anna_c.wav: cannot be written \(No space left") as error:
+        import_recordings(src, dst, ImportSettings(speaker="anna"))
+    assert error.value.exit_code == 1
+    left[0] = 99
+    assert import_recordings(src, dst, ImportSettings(speaker="anna")).num_new == 4

@@ -82,7 +82,9 @@ class StageConfig:
         0, "rank of a LoRA adapter, which is then all that is trained; 0 for none", low=0
     )
     lora_alpha: float = setting(16.0, "the adapter counts alpha / rank times", low=0.0)
-    lora_dropout: float = setting(0.05, "dropout before the adapter", low=0.0, high=0.9)
+    lora_dropout: float = setting(
+        0.0, "dropout before the adapter, beside the decoders' own; costs memory", low=0.0, high=0.9
+    )
     lora_targets: str = setting(
         "in_proj, out_proj, linear1, linear2", "the projections of each decoder layer that are adapted"
     )

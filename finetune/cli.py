@@ -16,12 +16,12 @@ import typer
 import vallex
 from finetune.data.cli import export_prepared, import_verb, look_at_recordings, prepare
 from finetune.page.cli import app_verb
-from vallex.cli import (
+from vallex.cli import add_verbs
+from vallex.cli.options import (
     RELEASED_CHECKPOINT,
     TOY_NOTICE,
     OfflineToy,
     RunsDir,
-    add_verbs,
     check_writable,
     flag,
     released_checkpoint,

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from vallex.cli import OfflineToy, Phonemizer, RecordingsOptions, UnknownWords, flag, make_tokenizer
+from vallex.cli.options import OfflineToy, Phonemizer, RecordingsOptions, UnknownWords, flag, make_tokenizer
 
 CLIPS_PER_WORKER = 50
 """A worker takes seconds to start, for which it must have something to do."""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vallex.cli import TOY_NOTICE, OfflineToy, PromptsDir, RunsDir
+from vallex.cli.options import TOY_NOTICE, OfflineToy, PromptsDir, RunsDir
 from vallex.sources import CHECKPOINTS_DIR
 
 

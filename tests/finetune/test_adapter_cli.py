@@ -8,7 +8,7 @@ from finetune.config import resolve_config
 from finetune.display import Display
 from finetune.results import read_result
 from finetune.run import finetune
-from vallex.cli import load_any_model
+from vallex.cli.options import load_any_model
 from vallex.errors import CheckpointError, ConfigError
 from vallex.model.checkpoint import load_model, save_model
 

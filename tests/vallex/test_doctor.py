@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from vallex import doctor
 from vallex.cli import add_verbs
-from vallex.errors import CheckpointError, DataError, PromptError
+from vallex.errors import CheckpointError, PromptError
 from vallex.inference.prompts import VoicePrompt, save_prompt
 from vallex.languages import Language
 from vallex.model.checkpoint import save_model
@@ -20,7 +20,7 @@ from vallex.sources import COMPONENTS
 
 def run_verb(*words: object):
     app = typer.Typer()
-    add_verbs(app, lambda name, runs: Path(name))
+    add_verbs(app, lambda name, runs: Path(name), lambda path, options: False)
     return CliRunner().invoke(app, ["doctor", *map(str, words)], env={"COLUMNS": "140"})
 
 
@@ -126,8 +126,12 @@ def test_verb_when_a_text_is_given_then_phonemes_ids_and_what_is_lost():
     assert (lines["unknown words"], lines["unknown phonemes"], lines["dropped"]) == ("xyzzq", "q", "☃")
 
 
-def test_verb_when_a_folder_of_recordings_is_named_then_it_says_what_to_do(tmp_path):
-    result = run_verb(tmp_path)
-    assert isinstance(result.exception, DataError) and result.exception.exit_code == 2
-    assert f"{tmp_path}: a folder, but not a run's" in str(result.exception)
-    assert "vallex prepare" in str(result.exception)
+@pytest.mark.parametrize(("blocks", "exit_code"), [(False, 0), (True, 1)])
+def test_verb_when_a_folder_of_recordings_is_named_then_it_is_looked_at(tmp_path, blocks, exit_code):
+    seen = []
+    app = typer.Typer()
+    add_verbs(
+        app, lambda name, runs: Path(name), lambda path, options: seen.append((path, options.html)) or blocks
+    )
+    result = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+    assert (seen, result.exit_code) == ([(tmp_path, False)], exit_code)

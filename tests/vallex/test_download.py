@@ -387,7 +387,7 @@ def test_sources_when_named_in_the_readme_then_every_file_and_licence():
 
 def run_verb(*words: str):
     app = typer.Typer()
-    add_verbs(app, lambda name, runs: Path(name))
+    add_verbs(app, lambda name, runs: Path(name), lambda path, options: False)
     return CliRunner().invoke(app, ["download", *words], catch_exceptions=True)
 
 

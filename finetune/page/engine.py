@@ -151,7 +151,8 @@ class Engine:
     def __init__(self, settings: PageSettings):
         self.settings = settings
         self.models = WarmModels(settings, self._check)
-        self.work_dir = Path(tempfile.mkdtemp(prefix="vallex-page-"))
+        self._work = tempfile.TemporaryDirectory(prefix="vallex-page-")  # gone with the process
+        self.work_dir = Path(self._work.name)
         self._loading = threading.Lock()
         self._codec = None
         self._vocoder = None
@@ -208,7 +209,7 @@ class Engine:
             for token in [token for token, old in self._jobs.items() if old.is_over][:-_KEPT_JOBS]:
                 self._forget(token)
             if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="vallex-engine", daemon=True)
+                self._worker = threading.Thread(target=self._work_off, name="vallex-engine", daemon=True)
                 self._worker.start()
             self._changed.notify_all()
         return job
@@ -256,7 +257,7 @@ class Engine:
         if self._running is not None and self._running.stop.is_set():
             raise Cancelled
 
-    def _work(self) -> None:
+    def _work_off(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting)

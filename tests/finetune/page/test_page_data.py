@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import finetune
+from finetune.page.datasets import DataDesk
 from finetune.page.pictures import Curve, curves_svg
 from finetune.page.tabs.results import to_csv
 from finetune.page.uploads import take_files
@@ -67,6 +68,30 @@ def test_data_when_a_zip_is_uploaded_then_it_is_checked_edited_prepared_and_pass
     tab.get_by_text("2 clips to train on and 1 to validate").wait_for()
     tab.get_by_role("tab", name="Train").click()
     assert tab.get_by_label("Prepared set").input_value() == "anna-prepared"
+
+
+def test_data_when_loose_recordings_are_imported_then_the_new_folder_is_chosen(open_page, site):
+    loose = site.folder / "data" / "loose"
+    loose.mkdir()
+    for number, wav in enumerate(sorted(SAMPLE.rglob("*.wav"))[:2]):
+        (loose / f"clip{number}.wav").write_bytes(wav.read_bytes())
+        (loose / f"clip{number}.txt").write_text(f"This is clip {number}.")
+    tab = open_page()
+    tab.get_by_role("tab", name="Data").click()
+    choose(tab, "Folder", "loose")
+    tab.get_by_label("Speaker", exact=True).fill("anna")
+    tab.get_by_role("button", name="1. Import").click()
+    tab.get_by_text("2 clips").wait_for()
+    assert tab.get_by_label("Folder", exact=True).input_value() == "loose-imported"
+    assert len(list((site.folder / "data" / "loose-imported").rglob("*.normalized.txt"))) == 2
+
+
+@pytest.mark.parametrize("what", ["import_task", "doctor_task", "prepare_task"])
+def test_data_desk_when_a_folder_is_not_listed_then_it_is_no_path(settings_of, what):
+    desk = DataDesk(settings_of(), None)
+    more = {"import_task": ("anna", "auto"), "doctor_task": (), "prepare_task": ("auto",)}[what]
+    with pytest.raises(DataError, match=r"'\.\./prompts' is not known"):
+        getattr(desk, what)("../prompts", *more)
 
 
 def test_compare_when_blind_then_names_are_told_after_the_vote(open_page, site):

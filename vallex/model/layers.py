@@ -13,14 +13,16 @@ from torch.utils.checkpoint import checkpoint
 
 
 class KVCache:
-    """Keys and values of one attention layer while frames are decoded, in chunks that grow by half.
+    """Keys and values of one attention layer while frames are decoded, in memory taken beforehand.
 
-    Appending writes into memory that is there already; a step copies nothing of the past.
+    Appending copies nothing of the past; where the memory does not suffice, it grows by half.
     """
 
     GROWTH_FRAMES = 256
 
-    def __init__(self):
+    def __init__(self, capacity: int = 0):
+        """capacity: positions for which memory is taken at the first append."""
+        self.capacity = capacity
         self.length = 0
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
@@ -39,14 +41,29 @@ class KVCache:
         self.length = new_length
         return self.keys[:, :, :new_length], self.values[:, :, :new_length]
 
+    def take_rows(self, rows: Tensor) -> None:
+        """Keeps rows of the batch, in this order; a row named twice is copied. rows: [B'] int64."""
+        capacity = self.keys.shape[2]
+        self.keys = self._moved(self.keys, capacity, rows)
+        self.values = self._moved(self.values, capacity, rows)
+
     def _grow(self, like: Tensor, new_length: int) -> None:
+        if self.keys is None:
+            shape = (*like.shape[:2], max(self.capacity, new_length), like.shape[3])
+            self.keys, self.values = like.new_empty(shape), like.new_empty(shape)
+            return
         capacity = new_length + max(self.GROWTH_FRAMES, self.length // 2)
-        shape = (*like.shape[:2], capacity, like.shape[3])
-        for name in ("keys", "values"):
-            grown, old = like.new_empty(shape), getattr(self, name)
-            if old is not None:
-                grown[:, :, : self.length] = old[:, :, : self.length]
-            setattr(self, name, grown)
+        self.keys = self._moved(self.keys, capacity)
+        self.values = self._moved(self.values, capacity)
+
+    def _moved(self, old: Tensor, capacity: int, rows: Tensor | None = None) -> Tensor:
+        """What is filled of a tensor, or of rows of it, in new memory."""
+        filled = old[:, :, : self.length]
+        if rows is not None:
+            filled = filled[rows]
+        moved = filled.new_empty(*filled.shape[:2], capacity, filled.shape[3])
+        moved[:, :, : self.length] = filled
+        return moved
 
 
 class Dropout(nn.Dropout):
@@ -72,21 +89,28 @@ class SelfAttention(nn.Module):
         self.in_proj = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None, cache: KVCache | None = None, first_wanted: int = 0
+    ) -> Tensor:
         """Attends from each position to those that the mask allows, and to all that the cache holds.
 
         x: [B, L, D] float
-        mask: [B, 1, L, L] or [L, L] bool, True where a row may look at a column; None for everywhere
-        returns: [B, L, D] float
+        mask: bool, spread over [B, 1, L, columns], True where a row may look at a column; None for everywhere
+        first_wanted: positions before this one are attended to, but attend to nothing
+        returns: [B, L - first_wanted, D] float
         """
         batch, length, width = x.shape
         q, k, v = self.in_proj(x).view(batch, length, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.append(k, v)
+        if first_wanted:
+            q = q[:, :, first_wanted:]
+            if mask is not None and mask.shape[-2] == length:
+                mask = mask[..., first_wanted:, :]
         attended = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0
         )
-        return self.out_proj(attended.transpose(1, 2).reshape(batch, length, width))
+        return self.out_proj(attended.transpose(1, 2).reshape(batch, length - first_wanted, width))
 
 
 class AdaptiveLayerNorm(nn.Module):
@@ -99,8 +123,10 @@ class AdaptiveLayerNorm(nn.Module):
 
     def forward(self, x: Tensor, stage_embedding: Tensor) -> Tensor:
         """x: [B, L, D] float; stage_embedding: [1, D] float; returns [B, L, D] float."""
-        scale, shift = self.project_layer(stage_embedding).chunk(2, dim=-1)
-        return scale * self.norm(x) + shift
+        scale, shift = self.project_layer(stage_embedding).squeeze(0).chunk(2)
+        # scale * norm(x) + shift, in one pass over x instead of three
+        weight, bias = scale * self.norm.weight, scale * self.norm.bias + shift
+        return F.layer_norm(x, self.norm.normalized_shape, weight, bias, self.norm.eps)
 
 
 class DecoderLayer(nn.Module):
@@ -116,9 +142,15 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None, condition: tuple[Tensor, ...], cache: KVCache | None
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        condition: tuple[Tensor, ...],
+        cache: KVCache | None,
+        first_wanted: int = 0,
     ) -> Tensor:
-        x = x + self.dropout(self.self_attn(self.norm1(x, *condition), mask, cache))
+        attended = self.self_attn(self.norm1(x, *condition), mask, cache, first_wanted)
+        x = x[:, first_wanted:] + self.dropout(attended)
         hidden = self.dropout(F.relu(self.linear1(self.norm2(x, *condition))))
         return x + self.dropout(self.linear2(hidden))
 
@@ -135,9 +167,9 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False
         """Keep only what goes into each layer, and compute the rest again in the backward pass."""
 
-    def new_cache(self) -> list[KVCache]:
-        """An empty cache for each layer."""
-        return [KVCache() for _ in self.layers]
+    def new_cache(self, capacity: int = 0) -> list[KVCache]:
+        """An empty cache for each layer, with room for as many positions."""
+        return [KVCache(capacity) for _ in self.layers]
 
     def forward(
         self,
@@ -145,21 +177,22 @@ class Decoder(nn.Module):
         mask: Tensor | None = None,
         stage_embedding: Tensor | None = None,
         caches: list[KVCache] | None = None,
+        first_wanted: int = 0,
     ) -> Tensor:
-        """Runs all layers.
+        """Runs all layers; the last one only for the positions that are wanted.
 
         x: [B, L, D] float
         mask: as in SelfAttention
         stage_embedding: [1, D] float, for the NAR
         caches: one a layer, of the positions before x
-        returns: [B, L, D] float
+        first_wanted: nothing is returned of positions before this one
+        returns: [B, L - first_wanted, D] float
         """
         condition = () if stage_embedding is None else (stage_embedding,)
+        saves_memory = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(layer, x, mask, condition, cache, use_reentrant=False)
-            else:
-                x = layer(x, mask, condition, cache)
+            inputs = (x, mask, condition, cache, first_wanted if layer is self.layers[-1] else 0)
+            x = checkpoint(layer, *inputs, use_reentrant=False) if saves_memory else layer(*inputs)
         return self.norm(x, *condition)
 
 

@@ -94,8 +94,8 @@ class AutoregressiveHalf(Half):
             ],
             dim=1,
         )
-        hidden = self.decoder(x, ar_mask(text_mask, frames.shape[1]))
-        return self.predict_layer(hidden[:, text.shape[1] :])
+        mask = ar_mask(text_mask, frames.shape[1])
+        return self.predict_layer(self.decoder(x, mask, first_wanted=text.shape[1]))
 
 
 class NonAutoregressiveHalf(Half):
@@ -154,9 +154,16 @@ class NonAutoregressiveHalf(Half):
         returns: [B, L - first_wanted, 1024] float
         """
         x = torch.cat([self.embed_text(text, language, text_mask), self.embed_audio(audio, stage)], dim=1)
-        valid = torch.cat([text_mask, audio.valid], dim=1)
-        hidden = self.decoder(x, valid[:, None, None, :], self.stage_embeddings[stage - 1].weight)
-        return self.predict_layers[stage - 1](hidden[:, text.shape[1] + first_wanted :])
+        mask = None
+        if audio.valid is not None:
+            mask = torch.cat([text_mask, audio.valid], dim=1)[:, None, None, :]
+        hidden = self.decoder(
+            x,
+            mask,
+            self.stage_embeddings[stage - 1].weight,
+            first_wanted=text.shape[1] + first_wanted,
+        )
+        return self.predict_layers[stage - 1](hidden)
 
 
 class VALLE(nn.Module):
@@ -167,6 +174,8 @@ class VALLE(nn.Module):
         self.config = config
         self.provenance: dict = {}
         """What the weights were made with (codec, tokenizer, data, run); written into checkpoints."""
+        self.precision: str | None = None
+        """What `to_precision` made of it; None is float32 that can be trained and saved."""
         self.ar = AutoregressiveHalf(config)
         self.nar = NonAutoregressiveHalf(config) if config.num_quantizers > 1 else None
 

@@ -36,14 +36,14 @@ class NarInput:
     """Codes as the NAR decoder reads them, L frames of prompt and target in one sequence.
 
     codes: [B, L, K] int64
-    valid: [B, L] bool, real frames
+    valid: [B, L] bool, real frames; None where there is no padding, neither here nor in the text
     prompt: [B, L] bool, frames of which all codebooks are seen; the others show codebooks below the stage
     prompt_span: frames at or after this are never prompt
     positions: [B, L] int64, or None for 0, 1, 2, ...
     """
 
     codes: Tensor
-    valid: Tensor
+    valid: Tensor | None
     prompt: Tensor
     prompt_span: int
     positions: Tensor | None = None

@@ -32,7 +32,8 @@ CSS = """
 .curves { margin: 0 0 1em; max-width: 760px; } .curves figcaption { font-weight: 600; margin-bottom: .3em; }
 .curves svg { width: 100%; height: auto; } .legend { display: flex; flex-wrap: wrap; gap: .2em 1.2em; }
 .legend svg { width: 26px; display: inline; vertical-align: middle; }
-@media (max-width: 600px) { .curves svg[role] text { font-size: 21px; } }
+@media (max-width: 600px) { .curves svg[role] text { font-size: 21px; }
+  .curves svg .axis { display: none; } }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
 .side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
 iframe.report { width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px; }

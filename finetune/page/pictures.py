@@ -117,8 +117,9 @@ def _grid(box: _Box, x_label: str, y_label: str) -> str:
         )
     middle = (box.left + box.width - box.right) / 2
     parts.append(
-        f'<text x="{middle}" y="{box.height - 6}" text-anchor="middle" {text}>{html.escape(x_label)}</text>'
-        f'<text x="14" y="{(box.height - box.bottom) / 2}" text-anchor="middle" '
+        f'<text x="{middle}" y="{box.height - 6}" text-anchor="middle" class="axis" {text}>'
+        f"{html.escape(x_label)}</text>"
+        f'<text x="14" y="{(box.height - box.bottom) / 2}" text-anchor="middle" class="axis" '
         f'transform="rotate(-90 14 {(box.height - box.bottom) / 2})" {text}>{html.escape(y_label)}</text>'
     )
     return "".join(parts)

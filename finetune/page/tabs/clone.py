@@ -14,7 +14,7 @@ from finetune.page.engine import AS_WRITTEN, CANCELLED, DONE, LOADING, WAITING, 
 from finetune.page.pictures import sound_picture
 from finetune.page.recordings import hear, take_recording
 from finetune.page.settings import MAX_TEXT_CHARS
-from finetune.page.tabs.words import bad, empty, good, plain, told
+from finetune.page.tabs.words import bad, empty, good, listed, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.codec.audio import load_audio
 from vallex.errors import PromptError
@@ -194,7 +194,7 @@ def _connect_voice(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) 
 
     def names_now(chosen):
         names = shelf.names()
-        return gr.update(choices=names, value=chosen if chosen in names else next(iter(names), None))
+        return listed(names, chosen)
 
     boxes = [w["recording_box"], w["saved_box"]]
     taken = [w["taken"], w["note"], w["transcript"], w["language"]]
@@ -267,7 +267,7 @@ def _connect_text(page: gr.Blocks, voice: dict, w: dict, engine: Engine, shelf: 
 
     def checkpoints_now(chosen):
         names = [choice.name for choice in list_choices(engine.settings)]
-        return gr.update(choices=names, value=chosen if chosen in names else next(iter(names), None))
+        return listed(names, chosen)
 
     private = "private"
     inputs = [voice[key] for key in ("source", "taken", "transcript", "language", "saved")]

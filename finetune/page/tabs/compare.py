@@ -8,7 +8,7 @@ import gradio as gr
 
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import DONE, Engine, SpeakRequest
-from finetune.page.tabs.words import bad, empty, good, plain, told
+from finetune.page.tabs.words import bad, empty, good, listed, plain, told
 from finetune.page.voices import VoiceShelf
 from finetune.page.votes import Vote, add_vote, now, read_votes, shuffled, tally
 from vallex.errors import ConfigError
@@ -118,12 +118,12 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) -> Non
         stopped = engine.cancel_all_of(request.session_hash or "")
         return plain("Stopping …" if stopped else "Nothing is being spoken.")
 
-    def opened(names, voice):
+    def opened(voice):
         choices = [choice.name for choice in list_choices(engine.settings)]
         voices = [NO_VOICE, *shelf.names()]
         return (
-            gr.update(choices=choices, value=[name for name in names or [] if name in choices]),
-            gr.update(choices=voices, value=voice if voice in voices else voices[-1]),
+            gr.update(choices=choices),
+            listed(voices, voice),
             _tally(engine),
         )
 
@@ -146,7 +146,7 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) -> Non
     w["stop"].click(stop, None, w["status"], api_visibility=private, show_progress=hidden, queue=False)
     page.load(
         opened,
-        [w["names"], w["voice"]],
+        w["voice"],
         [w["names"], w["voice"], w["tally"]],
         api_visibility=private,
         show_progress=hidden,

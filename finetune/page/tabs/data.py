@@ -10,7 +10,7 @@ from finetune.page.datasets import DataDesk, Task
 from finetune.page.engine import Engine
 from finetune.page.settings import MAX_UPLOAD_MB
 from finetune.page.tabs.clone import LANGUAGES
-from finetune.page.tabs.words import empty, good, plain, told
+from finetune.page.tabs.words import empty, good, listed, plain, told
 from finetune.page.uploads import AUDIO_SUFFIXES, TEXT_SUFFIXES, take_files
 
 _POLL_SEC = 0.3
@@ -39,10 +39,10 @@ def build(page: gr.Blocks, engine: Engine, desk: DataDesk, prepared: gr.Dropdown
                 w["speaker"] = gr.Textbox(label="Speaker", placeholder="anna", min_width=120)
                 w["language"] = gr.Dropdown(LANGUAGES, value="auto", label="Language", min_width=140)
             with gr.Row():
-                w["import"] = gr.Button("1. Import", min_width=90)
-                w["doctor"] = gr.Button("2. Check", min_width=90)
-                w["prepare"] = gr.Button("3. Prepare", variant="primary", min_width=90)
-                w["stop"] = gr.Button("Stop", min_width=60)
+                w["import"] = gr.Button("1. Import", min_width=115)
+                w["doctor"] = gr.Button("2. Check", min_width=115)
+                w["prepare"] = gr.Button("3. Prepare", variant="primary", min_width=115)
+                w["stop"] = gr.Button("Stop", min_width=80)
             gr.HTML(
                 '<p class="note">Import cuts long recordings and finds texts; a folder in LibriTTS layout '
                 "needs none. Check looks for faults. Prepare makes what a run trains on.</p>"
@@ -151,8 +151,7 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: DataDesk, prepared:
         return good(f"Saved {number} changed texts." if number else "Nothing was changed.")
 
     def opened(name):
-        names = desk.folders()
-        return gr.update(choices=names, value=name if name in names else next(iter(names), None))
+        return listed(desk.folders(), name)
 
     private, hidden = "private", "hidden"
     outputs = [w["status"], w["report"], w["folder"], prepared]

@@ -8,7 +8,7 @@ from finetune.config import preset_about, preset_names
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
 from finetune.page.pictures import curves_svg
-from finetune.page.tabs.words import bad, empty, good, plain, told
+from finetune.page.tabs.words import bad, empty, good, listed, plain, told
 from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of, stage_curves
 from finetune.tables import format_seconds
 from vallex.errors import ConfigError
@@ -121,14 +121,14 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: TrainingDesk) -> No
             gr.skip() if curves == before_curves else curves,
         )
 
-    def opened(prepared, init, run):
+    def opened(prepared, init, chosen):
         sets, runs = desk.prepared_sets(), desk.names()
         inits = [choice.name for choice in list_choices(engine.settings)]
-        run = run if run in runs else next(iter(runs), None)
+        run = chosen if chosen in runs else next(iter(runs), None)
         return (
-            gr.update(choices=sets, value=prepared if prepared in sets else next(iter(sets), None)),
-            gr.update(choices=inits, value=init if init in inits else next(iter(inits), None)),
-            gr.update(choices=runs, value=run),
+            listed(sets, prepared),
+            listed(inits, init),
+            listed(runs, chosen),
             *shown(run),
         )
 

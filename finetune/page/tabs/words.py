@@ -53,6 +53,16 @@ def empty(text: str) -> str:
     return f'<div class="empty">{html.escape(text)}</div>'
 
 
+def listed(names: list[str], chosen: str | None) -> dict:
+    """The choices brought up to date; what is chosen stays untouched where it still can be.
+
+    It may have been chosen while this was on its way, and would be lost.
+    """
+    if chosen in names:
+        return gr.update(choices=names)
+    return gr.update(choices=names, value=next(iter(names), None))
+
+
 def _shown(error: VallexError) -> gr.Error:
     message = html.escape(" ".join(str(error).split()))
     return gr.Error(message, duration=None, title="That did not work", print_exception=False)

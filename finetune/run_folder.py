@@ -21,7 +21,7 @@ from vallex.files import atomic_write
 from vallex.model.runs import checkpoint_file
 
 if TYPE_CHECKING:
-    from finetune.train import TrainState
+    from finetune.trainer import TrainState
     from vallex.model.adapter import Adapter
     from vallex.model.network import VALLE
 

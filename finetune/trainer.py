@@ -108,8 +108,6 @@ def set_up_stage(
     torch.manual_seed(config.seed)
     draws = torch.Generator().manual_seed(config.seed * 1_000_003 + accelerator.process_index)
     groups = set_up_model(stage, config, model)
-    if saved:
-        load_trained_tensors(model, stage, groups, saved["trained"])
     optimizer = build_optimizer(
         stage_config.optimizer,
         optimizer_groups(groups, stage_config.lr, stage_config.weight_decay),
@@ -118,14 +116,6 @@ def set_up_stage(
         weight_decay=stage_config.weight_decay,
     )
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    average = _new_average(stage_config, groups)
-    if saved:
-        if average is not None:
-            average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(saved["scaler"])
-        _restore_generators(saved["generators"], draws)
     collator = TextCollator(
         bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
     )
@@ -141,7 +131,6 @@ def set_up_stage(
     )
     steps_per_epoch = math.ceil(len(plan_epoch(train_set.cuts, batching, 0)) / stage_config.accumulate)
     total_steps = min(stage_config.max_epochs * steps_per_epoch, stage_config.max_steps or math.inf)
-    window = saved["window"] if saved else torch.zeros(4)
     trainer = Trainer(
         stage=stage,
         config=config,
@@ -151,24 +140,39 @@ def set_up_stage(
         wrapped=wrapped,
         groups=groups,
         optimizer=optimizer,
-        average=average,
+        average=_new_average(stage_config, groups),
         train_set=train_set,
         valid_set=CodesDataset(data.valid, collator),
         batching=batching,
         draws=draws,
-        state=TrainState(**saved["state"]) if saved else TrainState(stage=stage),
-        window=window.to(accelerator.device),
+        state=TrainState(stage=stage),
+        window=torch.zeros(4, device=accelerator.device),
         steps_per_epoch=steps_per_epoch,
         total_steps=int(total_steps),
         folder=folder,
         display=display,
     )
-    last = trainer.state.last
-    if last is not None and last["step"] == trainer.state.step and accelerator.is_main_process:
-        # a kill may have come between the state and the files that it speaks of
-        folder.save_checkpoint(model, stage, "last", trainer.state.step)
-        save_checkpoints(trainer)
+    if saved:
+        _restore(trainer, saved)
     return trainer
+
+
+def _restore(trainer: Trainer, saved: dict) -> None:
+    """Puts back what `save_state` saved."""
+    load_trained_tensors(trainer.model, trainer.stage, trainer.groups, saved["trained"])
+    trainer.state = TrainState(**saved["state"])
+    trainer.window = saved["window"].to(trainer.accelerator.device)
+    if trainer.average is not None:
+        trainer.average.load_state_dict(saved["average"])
+    trainer.optimizer.load_state_dict(saved["optimizer"])
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(saved["scaler"])
+    _restore_generators(saved["generators"], trainer.draws)
+    last = trainer.state.last
+    if last is not None and last["step"] == trainer.state.step and trainer.accelerator.is_main_process:
+        # a kill may have come between the state and the files that it speaks of
+        trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", trainer.state.step)
+        save_checkpoints(trainer)
 
 
 def _new_average(settings: StageConfig, groups: list[ParameterGroup]) -> WeightAverage | None:

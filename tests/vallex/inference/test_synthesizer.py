@@ -10,8 +10,8 @@ from vallex.inference.synthesizer import MIN_FRAMES, SpeakSettings, Synthesizer
 from vallex.inference.voices import find_transcript, obtain_voice
 from vallex.languages import Language
 from vallex.model.config import ModelConfig
-from vallex.model.decoding import GenerateResult, language_ids
 from vallex.model.network import VALLE
+from vallex.model.requests import GenerateResult, language_ids
 from vallex.text import PhonemeTokenizer, TextCollator
 
 TEXT = "[ZH]你好[ZH][EN]Hi.[EN]"
@@ -153,9 +153,7 @@ def test_speak_when_the_first_result_will_do_then_nothing_is_drawn_again(build, 
 
 def test_speak_when_every_result_is_empty_then_says_what_was_tried(build, voice, frames_by_seed):
     tried = frames_by_seed(dict.fromkeys(range(10), 0))
-    with pytest.raises(
-        TrainingError, match=r"nothing was said: 4 seeds from 5 on ended at once"
-    ):
+    with pytest.raises(TrainingError, match=r"nothing was said: 4 seeds from 5 on ended at once"):
         build().speak("Hi.", voice, SpeakSettings(seed=5))
     assert tried == [5, 6, 7, 8]
 
@@ -211,9 +209,7 @@ def test_find_transcript_when_beside_a_recording_then_is_read(tmp_path, beside):
 
 def test_find_transcript_when_there_is_none_then_says_where_it_could_be(tmp_path):
     (tmp_path / "anna.wav").touch()
-    with pytest.raises(
-        PromptError, match=r"anna\.wav: what is said in it is not known: .* anna\.txt beside"
-    ):
+    with pytest.raises(PromptError, match=r"anna\.wav: what is said in it is not known: .* anna\.txt beside"):
         find_transcript(tmp_path / "anna.wav", None)
 
 

@@ -22,6 +22,8 @@ from vallex.files import atomic_write
 from vallex.model.added_languages import extend_languages
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
+from vallex.model.precision import to_precision
+from vallex.model.released_names import explain_difference, from_released_name, to_released_name
 from vallex.model.runs import find_run_checkpoint, is_adapter, is_run_folder
 from vallex.model.unpickle import Inert, read_torch_file
 
@@ -35,38 +37,6 @@ RELEASED_SIZES = {
     "num_text_tokens": 2048,
 }
 
-_EMBEDDINGS = r"(text_embedding|language_embedding|audio_embedding|(?:audio|stage)_embeddings\.\d+)"
-_TO_RELEASED = [
-    (re.compile(rf"^(ar|nar)\.{_EMBEDDINGS}\.weight$"), r"\1_\2.word_embeddings.weight"),
-    (re.compile(r"\.self_attn\.in_proj\."), ".self_attn.in_proj_"),
-    (re.compile(r"\.text_prenet\.convs\.(\d)\."), lambda m: f".text_prenet.{4 * int(m[1]) + 1}."),
-    (re.compile(r"\.text_prenet\.norms\.(\d)\."), lambda m: f".text_prenet.{4 * int(m[1]) + 2}."),
-    (re.compile(r"\.text_prenet\.proj\."), ".text_prenet.14."),
-    (re.compile(r"^(ar|nar)\."), r"\1_"),
-]
-_FROM_RELEASED = [
-    (re.compile(r"^(ar|nar)_"), r"\1."),
-    (re.compile(rf"^(ar|nar)\.{_EMBEDDINGS}\.word_embeddings\.weight$"), r"\1.\2.weight"),
-    (re.compile(r"\.self_attn\.in_proj_"), ".self_attn.in_proj."),
-    (re.compile(r"\.text_prenet\.(1|5|9)\."), lambda m: f".text_prenet.convs.{int(m[1]) // 4}."),
-    (re.compile(r"\.text_prenet\.(2|6|10)\."), lambda m: f".text_prenet.norms.{int(m[1]) // 4}."),
-    (re.compile(r"\.text_prenet\.14\."), ".text_prenet.proj."),
-]
-
-
-def to_released_name(name: str) -> str:
-    """The name on disk of a parameter or buffer of VALLE."""
-    for pattern, replacement in _TO_RELEASED:
-        name = pattern.sub(replacement, name)
-    return name
-
-
-def from_released_name(name: str) -> str:
-    """The name in VALLE of a tensor on disk."""
-    for pattern, replacement in _FROM_RELEASED:
-        name = pattern.sub(replacement, name)
-    return name
-
 
 def load_model(
     path: str | Path,
@@ -74,15 +44,19 @@ def load_model(
     *,
     num_heads: int | None = None,
     add_languages: Sequence[str] | Mapping[str, str] = (),
+    precision: str | None = None,
 ) -> VALLE:
-    """Loads a model in evaluation mode, in float32, strictly.
+    """Loads a model in evaluation mode, strictly.
 
     path: a released `.pt` (also with trainer objects beside the model, or `module.` before each key), a
         `.safetensors` of vallex, an adapter (merged into its base), or a run folder (its chosen or best
         checkpoint)
     num_heads: wins over what the file records; needed where it records none and is not 1024 wide
     add_languages: codes of languages to teach it, each with the one it begins as (`added_languages.py`)
-    errors: CheckpointError, with every missing, unexpected and misshapen key
+    precision: None is float32, to be trained, saved or spoken with; one of `precision.PRECISIONS` is for
+        speaking only, and faster
+    errors: CheckpointError, with every missing, unexpected and misshapen key; ConfigError for a precision
+        that is not known or that the device cannot do
     """
     path = Path(path)
     if path.is_dir() and not is_adapter(path):
@@ -93,21 +67,32 @@ def load_model(
 
         model = load_adapted(path, num_heads=num_heads)
     else:
-        model = _load_whole(path, num_heads)
+        model = _load_whole(path, num_heads, as_mapped=precision is not None)
     if add_languages:
         with _naming(path):
             extend_languages(model, add_languages)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    if precision is not None:
+        to_precision(model, precision)
+        _leave_file(model)
+    return model
 
 
-def _load_whole(path: Path, num_heads: int | None) -> VALLE:
+def _leave_file(model: VALLE) -> None:
+    """Copies what still lies in the mapped file, in its dtype: what no linear layer was made of."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.is_floating_point():
+            tensor.data = tensor.data.to(torch.float32, copy=True)
+
+
+def _load_whole(path: Path, num_heads: int | None, as_mapped: bool) -> VALLE:
     state, recorded, provenance = read_checkpoint(path)
     if recorded is None:
         config = config_from_state(path, state["tensors"], state["extras"], num_heads)
     else:
         with _naming(path):
             config = recorded if num_heads is None else replace(recorded, num_heads=num_heads)
-    model = _build(path, config, state["tensors"])
+    model = _build(path, config, state["tensors"], as_mapped)
     model.provenance = provenance
     return model
 
@@ -206,6 +191,11 @@ def save_model(
     if format not in FORMATS or dtype not in DTYPES:
         wrong, known = (format, FORMATS) if format not in FORMATS else (dtype, tuple(DTYPES))
         raise CheckpointError(f"{wrong!r} is not known; it must be one of {', '.join(known)}")
+    if model.precision is not None:
+        raise CheckpointError(
+            f"{path}: this model was made ready to speak in {model.precision} and no longer has the weights "
+            "that a file holds. Load it without a precision, and save that"
+        )
     if hasattr(model, "peft_config"):
         raise CheckpointError(f"{path}: the model has an adapter on it: merge it first (merge_adapter)")
     obstacles = released_obstacles(model) if format == "released" else []
@@ -299,9 +289,7 @@ def _read_safetensors(path: Path) -> tuple[dict, ModelConfig, dict]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # copied, because a tensor lies in the file wherever the length of its header puts it, and the
-            # last bits of a matrix product follow the address: a run's name would change its losses
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
     if "config" not in metadata:
@@ -326,7 +314,8 @@ def _naming(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> VALLE:
+def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor], as_mapped: bool) -> VALLE:
+    """as_mapped: parameters stay views of the file in its dtype, because all that is large is made anew."""
     with torch.device("meta"):
         model = VALLE(config)
     expected = {to_released_name(name): value for name, value in model.state_dict().items()}
@@ -337,43 +326,15 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor]) -> VALLE
         raise CheckpointError(
             f"{path}: it is recorded as having tied heads, but they differ from the embeddings"
         )
-    state = {
-        from_released_name(name): value.to(expected[name].dtype).contiguous()
-        for name, value in tensors.items()
-    }
+    if not as_mapped:
+        # Copied, because a tensor lies in a safetensors file wherever the length of its header puts it, and
+        # the last bits of a matrix product follow the address: a run's name would change its losses.
+        tensors = {n: value.to(expected[n].dtype, copy=True) for n, value in tensors.items()}
+    state = {from_released_name(name): value.contiguous() for name, value in tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)
     if model.nar is not None and config.share_embedding:
         model.nar.tie_heads()
     return model
-
-
-def explain_difference(expected: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Every missing, unexpected and misshapen key, in groups; empty where there is none."""
-    missing = [name for name in expected if name not in found]
-    unexpected = [name for name in found if name not in expected]
-    misshapen = [
-        f"{name} {list(found[name].shape)} for {list(expected[name].shape)}"
-        for name in expected
-        if name in found and found[name].shape != expected[name].shape
-    ]
-    groups = [
-        (f"{len(missing)} missing", _fold_layers(missing)),
-        (f"{len(unexpected)} unexpected", _fold_layers(unexpected)),
-        (f"{len(misshapen)} of another shape", misshapen),
-    ]
-    return "; ".join(f"{title}: {', '.join(names)}" for title, names in groups if names)
-
-
-def _fold_layers(names: list[str]) -> list[str]:
-    """Names with the layers they come from folded together: `ar_decoder.layers.{0,1}.norm1.bias`."""
-    folded: dict[str, list[str]] = {}
-    for name in names:
-        numbers = re.search(r"\.(\d+)\.", name)
-        key = name if numbers is None else name[: numbers.start(1)] + "{}" + name[numbers.end(1) :]
-        folded.setdefault(key, []).append(numbers[1] if numbers else "")
-    return [
-        key.replace("{}", ns[0] if len(ns) == 1 else "{" + ",".join(ns) + "}") for key, ns in folded.items()
-    ]
 
 
 def recorded_heads(extras: dict) -> int | None:

@@ -135,7 +135,32 @@ def prepare(
         for name, split in splits.items():
             write_manifest(out / MANIFESTS[name], _waiting_lines(waiting, split))
     write_skipped(out / SKIPPED_FILE, skipped, Path(data).resolve())
-    info = PreparedInfo(
+    info = _info_of(settings, codec, tokenizer, splits, how, len(skipped), out)
+    write_info(out, info)
+    num_encoded += sum(not item.is_reused for item in items)
+    return PrepareSummary(
+        train=summary_of(splits["train"]),
+        valid=summary_of(splits["valid"]),
+        split=how,
+        skipped=reasons_of(skipped),
+        num_encoded=num_encoded,
+        num_reused=max(0, len(items) - num_encoded),
+        is_toy=codec.is_toy,
+        fingerprint=info.fingerprint,
+    )
+
+
+def _info_of(
+    settings: PrepareSettings,
+    codec: EncodecCodec,
+    tokenizer: PhonemeTokenizer,
+    splits: dict[str, list[PreparedItem]],
+    how: str,
+    num_skipped: int,
+    out: Path,
+) -> PreparedInfo:
+    """What the set says of itself, its manifests' sums included."""
+    return PreparedInfo(
         format_version=FORMAT_VERSION,
         fingerprint=fingerprint_of(splits),
         codec_name=codec.name,
@@ -148,20 +173,8 @@ def prepare(
         split=how,
         num_train=len(splits["train"]),
         num_valid=len(splits["valid"]),
-        num_skipped=len(skipped),
+        num_skipped=num_skipped,
         manifests={name: sha256_of(out / name) for name in MANIFESTS.values()},
-    )
-    write_info(out, info)
-    num_encoded += sum(not item.is_reused for item in items)
-    return PrepareSummary(
-        train=summary_of(splits["train"]),
-        valid=summary_of(splits["valid"]),
-        split=how,
-        skipped=reasons_of(skipped),
-        num_encoded=num_encoded,
-        num_reused=max(0, len(items) - num_encoded),
-        is_toy=codec.is_toy,
-        fingerprint=info.fingerprint,
     )
 
 

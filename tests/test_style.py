@@ -14,7 +14,7 @@ LONG_FUNCTIONS: dict[str, str] = {
     "finetune/page/tabs/data.py:_connect": "the tab's events, one after another, without branches",
     "finetune/page/tabs/train.py:_connect": "the tab's events, one after another, without branches",
     "vallex/cli/say.py:say_verb": "most of it is the verb's options, which typer reads from the signature",
-    "vallex/cli/weights.py:doctor_verb": "most of it is the verb's options, which typer reads from the signature",
+    "vallex/cli/weights.py:doctor_verb": "most of it is the verb's options, as in say_verb",
 }
 
 

@@ -62,3 +62,18 @@ def test_say_when_words_are_unknown_then_tells_them_and_reads_them_as_asked(say,
         assert "Words that no dictionary has" in printed.out and "qzxv" in printed.out
         spoken.add((tmp_path / "out.wav").read_bytes())
     assert len(spoken) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "languages"),
+    [
+        ("東京です、元気ですか。", "ja"),
+        ("OK, that is fine.", "en"),
+        ("你好，今天天气很好。", "zh"),
+        ("[EN]Yes, it is.[EN][ZH]是的，没错。[ZH]", "en and zh"),
+    ],
+)
+def test_say_when_it_decides_on_a_language_then_tells_it(say, text, languages):
+    code, printed = say(text)
+    assert code == 0, printed.err
+    assert f"read as {languages}\n" in printed.out

@@ -107,10 +107,13 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
 
 
 def report_speech(speech, out: Path, is_toy: bool) -> None:
-    """What came of it: length, how it ended, the seed, and what of the text was not said as written."""
+    """What came of it: length, how it ended, seed, languages, and what was not said as written."""
     how = {"eos": "ended by itself", "budget": "cut off at the frame budget"}[speech.ended]
     redraws = f", {speech.num_redraws} empty results drawn again" if speech.num_redraws else ""
-    typer.echo(f"{out}: {len(speech.wav) / 24000:.2f} s, {how}, seed {speech.seed}{redraws}")
+    read_as = " and ".join(dict.fromkeys(speech.text.languages))
+    typer.echo(
+        f"{out}: {len(speech.wav) / 24000:.2f} s, {how}, seed {speech.seed}{redraws}, read as {read_as}"
+    )
     if speech.text.unknown_words:
         typer.echo(
             "Words that no dictionary has (--unknown-words says how they are read): "

@@ -12,53 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-LEVEL = 0.95
-NUM_RESAMPLES = 10_000
-MIN_PAIRS = 5
-"""With fewer, all that resampling can show is that there are few."""
-_CHUNK_VALUES = 5_000_000
-
-BETTER, WORSE, NO_DIFFERENCE, UNKNOWN = "better", "worse", "no difference", "unknown"
-VERDICTS = (BETTER, WORSE, NO_DIFFERENCE, UNKNOWN)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What is measured of each sentence.
-
-    higher_is_better: None where neither is, as for a speaking rate
-    step: the difference of one sentence that a listener notices, by which scores of several kinds are put
-        on one scale; 0 where the score has no part in the verdict over all
-    worst: what a result without sound gets
-    """
-
-    name: str
-    title: str
-    higher_is_better: bool | None
-    step: float = 0.0
-    worst: float | None = None
-
-
-SCORES = {
-    score.name: score
-    for score in (
-        Score(name="error_rate", title="error rate", higher_is_better=False, step=0.05, worst=1.0),
-        Score(name="similarity", title="speaker similarity", higher_is_better=True, step=0.05, worst=0.0),
-        Score(name="naturalness", title="naturalness", higher_is_better=True, step=0.2, worst=1.0),
-        Score(name="faulty", title="share with a fault", higher_is_better=False, step=0.1, worst=1.0),
-        Score(name="phonemes_per_sec", title="phonemes a second", higher_is_better=None),
-    )
-}
-
-RULE = (
-    f"Each score: better or worse where the {LEVEL:.0%} interval of the mean paired difference lies on one "
-    f"side of zero, else no difference that this many sentences can show (nor with fewer than {MIN_PAIRS} "
-    "pairs). Over all: the differences of each sentence are divided by the step that a listener notices ("
-    + ", ".join(f"{score.title} {score.step:g}" for score in SCORES.values() if score.step)
-    + ") and averaged over the scores that there are; better or worse where the interval of this mean lies "
-    "on one side of zero, but never better while one of the scores is worse, and never worse while one is "
-    "better."
+from finetune.scoring.scores import (
+    BETTER,
+    LEVEL,
+    MIN_PAIRS,
+    NO_DIFFERENCE,
+    SCORES,
+    UNKNOWN,
+    WORSE,
+    Score,
 )
+
+NUM_RESAMPLES = 10_000
+_CHUNK_VALUES = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,8 +124,10 @@ class Pocketsphinx:
     languages = ("en",)
 
     def __init__(self):
+        # One pass and a tenth of the usual active states: on the 20 clips of LibriTTS-mini that is no worse
+        # (.30 of the words wrong, not .34), and takes half the time on speech and a third on noise.
         self._decoder = importlib.import_module("pocketsphinx").Decoder(
-            samprate=ASR_RATE_HZ, loglevel="FATAL"
+            samprate=ASR_RATE_HZ, loglevel="FATAL", fwdflat=False, maxhmmpf=3000
         )
 
     def hear(self, wavs: Sequence[Tensor], language: str = "auto") -> list[Heard]:

@@ -1,0 +1,85 @@
+"""Scores that do not change, by a fingerprint of all that they depend on: the base is scored once.
+
+An entry is a folder with `entry.json` and the sounds, made under another name and renamed when it is whole;
+two evaluations at once write the same entry, and the second finds it there.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from finetune.scoring.spoken import Row
+from vallex.codec.audio import save_audio
+from vallex.errors import AudioError
+
+CACHE_VERSION = 1
+"""Of how sentences are chosen, spoken and judged: other scores for the same input need another number."""
+
+
+class ScoreCache:
+    """A folder of entries."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def key(self, *parts: object) -> str:
+        """The name of an entry: a SHA-256 over plain values."""
+        return hashlib.sha256(json.dumps([CACHE_VERSION, *parts], sort_keys=True).encode()).hexdigest()[:40]
+
+    def read(self, key: str) -> dict | None:
+        """What was kept; None where there is nothing, or nothing whole."""
+        try:
+            entry = json.loads((self.folder / key / "entry.json").read_text(encoding="utf-8"))
+            entry["rows"] = [None if row is None else Row(**row) for row in entry["rows"]]
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return entry
+
+    def write(
+        self, key: str, rows: Sequence[Row | None], wavs: Sequence[Tensor | None], **values: object
+    ) -> None:
+        """Keeps rows with their sounds and plain values; a disk without room for them is no error.
+
+        wavs: [N] float32 each, 24 kHz; what is empty has no file
+        """
+        target = self.folder / key
+        if self.read(key) is not None:
+            return
+        made = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.folder))
+            for place, wav in enumerate(wavs):
+                if wav is not None and len(wav):
+                    save_audio(made / sound_name(place), wav, software="vallex")
+            entry = {**values, "rows": [None if row is None else asdict(row) for row in rows]}
+            (made / "entry.json").write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)  # what is there cannot be read
+            made.rename(target)
+        except (OSError, AudioError):
+            if made is not None:
+                shutil.rmtree(made, ignore_errors=True)
+
+    def copy_sounds(self, key: str, folder: Path) -> None:
+        """Puts the sounds of an entry into a folder, in place of what is there; linked, where that goes."""
+        shutil.rmtree(folder, ignore_errors=True)
+        sounds = sorted((self.folder / key).glob("*.wav"))
+        if sounds:
+            folder.mkdir(parents=True)
+        for sound in sounds:
+            try:
+                os.link(sound, folder / sound.name)
+            except OSError:
+                shutil.copyfile(sound, folder / sound.name)
+
+
+def sound_name(place: int) -> str:
+    """The file of the sentence at a place of the plan."""
+    return f"{place + 1:03d}.wav"

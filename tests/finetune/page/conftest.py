@@ -156,7 +156,7 @@ def open_page(chromium, site):
             permissions=["microphone"],
             accept_downloads=True,
         )
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(90_000)
         contexts.append(context)
         tab = context.new_page()
         complaints.watch(tab, site.url)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from finetune.scoring.scores import Evaluation, evaluation_faults
 from vallex.errors import RunError
 from vallex.files import atomic_write
 from vallex.model.runs import ADAPTER_FILE, find_run_checkpoint, is_run_folder
@@ -60,6 +61,8 @@ class RunResult:
     toy: anything in it was made with toy weights
     error: the line that the user saw, where the run failed
     chosen: the file in `checkpoints/` that won by its scores
+    evaluation: those scores
+    evaluation_note: why there are none, or not those that were asked for
     process: who runs it, from `this_process()`
     """
 
@@ -75,6 +78,8 @@ class RunResult:
     phases: list[PhaseResult]
     error: str | None = None
     chosen: str | None = None
+    evaluation: Evaluation | None = None
+    evaluation_note: str | None = None
     process: dict | None = None
 
 
@@ -114,10 +119,14 @@ def write_result(run_dir: Path | str, result: RunResult) -> None:
 
 
 def read_result(run_dir: Path | str) -> RunResult:
-    """The result of a run folder, under the folder's present name; RunError where it cannot be read."""
+    """The result of a run folder, under the folder's present name; RunError where it cannot be read.
+
+    A damaged evaluation is left out, and `evaluation_note` says so: what was trained is told all the same.
+    """
     run_dir = Path(run_dir)
     path = run_dir / RESULT_FILE
     content = _read_json(path)
+    evaluation, damage = _read_evaluation(content.pop("evaluation", None))
     faults: list[str] = []
     values = _checked_fields(RunResult, content, faults)
     phases = values.get("phases")
@@ -128,6 +137,7 @@ def read_result(run_dir: Path | str) -> RunResult:
     if faults:
         raise RunError(f"{path}: {'; '.join(faults)}. This is no result that vallex wrote")
     values |= {"name": run_dir.resolve().name, "phases": [PhaseResult(**stage) for stage in stages]}
+    values |= {"evaluation": evaluation} | ({"evaluation_note": damage} if damage else {})
     result = RunResult(**values)
     return _interrupted(result) if _process_is_gone(result) else result
 
@@ -290,6 +300,19 @@ def _read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise RunError(f"{path}: holds a {type(content).__name__}; a JSON object is needed")
     return content
+
+
+def _read_evaluation(content: object) -> tuple[Evaluation | None, str | None]:
+    """The evaluation in a result, or why it cannot be read."""
+    if content is None:
+        return None, None
+    faults: list[str] = []
+    values = _checked_fields(Evaluation, content if isinstance(content, dict) else {}, faults)
+    faults = faults or evaluation_faults(Evaluation(**values))
+    if faults:
+        more = f" and {len(faults) - 1} more faults" if len(faults) > 1 else ""
+        return None, f"the evaluation cannot be read: {faults[0]}{more}. Make it again: vallex evaluate"
+    return Evaluation(**values), None
 
 
 def _checked_fields(record: type, content: dict, faults: list[str]) -> dict[str, object]:

@@ -4,6 +4,7 @@ Nothing heavy is imported: the results log reads evaluations without torch.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 LEVEL = 0.95
 MIN_PAIRS = 5
@@ -63,6 +64,9 @@ RECORD_VERSION = 1
 BASE, RECORDINGS, CODEC_COPIES = "base", "recordings", "codec copies"
 """Systems that are not checkpoints of a run: the untouched model, and the ceiling."""
 
+SOUNDS_FOLDER = Path("samples") / "evaluation"
+"""In a run's folder; `sound_path` is below it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -76,11 +80,17 @@ class Evaluation:
     gaps: what is missing to the reason
     sentences: {"id", "text", "language", "speaker", "source", "prompt", "seed"} each
     systems: name to {"fingerprint", "rows", "means", "num", "faults", "real_time_factor"}; a row has what
-        was measured of one sentence, in the order of `sentences`, or is None
-    differences: name of a checkpoint to its differences from the base, by score, and "overall"
-    teacher_forced: "valid" and "others" to {"systems", "differences"}
-    verdict: of the checkpoint that won, over all; None where nothing was spoken
-    winner: the name of that checkpoint
+        was measured of one sentence, in the order of `sentences`, or is None. Names are BASE, those of the
+        checkpoints ("nar-best", "nar-step-1200"), RECORDINGS and CODEC_COPIES
+    differences: name of a checkpoint to its differences from the base, by score, and "overall": each is
+        {"mean", "low", "high", "num_pairs", "verdict"}
+    teacher_forced: "valid" and "others" to {"systems", "differences"}: name to group ("all", "speaker NAME",
+        "language CODE") to stage ("ar", "nar1", …) to {"loss", "top1", "top10", "num_targets"}; and name to
+        half ("ar", "nar") to a difference of loss
+    verdict: of the checkpoint that won (of the nearest, where none did), over all; None where nothing was
+        compared
+    winner: the name of the checkpoint that won; None where each is worse than the base, or nothing was
+        compared
     why: the verdict in words
     """
 
@@ -105,20 +115,55 @@ class Evaluation:
     rule: str = RULE
 
 
+def sound_path(system: str, place: int) -> Path:
+    """Where the sound of a sentence lies below SOUNDS_FOLDER; there is none where nothing was said.
+
+    place: of the sentence in `Evaluation.sentences`, from 0
+    """
+    return Path(system.replace("/", "-").replace(" ", "-")) / f"{place + 1:03d}.wav"
+
+
 def evaluation_faults(evaluation: Evaluation) -> list[str]:
     """What in an evaluation that was read from a file is not as it is written."""
-    faults = []
     if evaluation.version != RECORD_VERSION:
-        faults.append(f"evaluation.version is {evaluation.version}, this vallex reads {RECORD_VERSION}")
+        return [f"evaluation.version is {evaluation.version}, this vallex reads {RECORD_VERSION}"]
+    faults = []
+    for place, sentence in enumerate(evaluation.sentences):
+        if not _has(sentence, {"id": str, "text": str, "language": str, "speaker": str}):
+            faults.append(f"evaluation.sentences[{place}] is {_short(sentence)}")
     for name, system in evaluation.systems.items():
-        rows = system.get("rows") if isinstance(system, dict) else None
-        if not isinstance(rows, list) or not isinstance(system.get("means"), dict):
-            faults.append(f"evaluation.systems[{name!r}] has no rows or no means")
-        elif len(rows) != len(evaluation.sentences):
-            faults.append(f"evaluation.systems[{name!r}] has {len(rows)} rows")
-    for name, differences in evaluation.differences.items():
-        if not isinstance(differences, dict) or not all(
-            isinstance(one, dict) and one.get("verdict") in VERDICTS for one in differences.values()
-        ):
-            faults.append(f"evaluation.differences[{name!r}] is not one verdict a score")
+        if not _has(system, {"rows": list, "means": dict, "num": dict, "faults": dict}):
+            faults.append(f"evaluation.systems[{name!r}] is {_short(system)}")
+        elif len(system["rows"]) != len(evaluation.sentences):
+            faults.append(
+                f"evaluation.systems[{name!r}] has {len(system['rows'])} rows for "
+                f"{len(evaluation.sentences)} sentences"
+            )
+        elif wrong := [row for row in system["rows"] if row is not None and not _has(row, {"faults": list})]:
+            faults.append(f"evaluation.systems[{name!r}] has the row {_short(wrong[0])}")
+    for name, own in evaluation.differences.items():
+        faults += [f"evaluation.differences[{name!r}]{fault}" for fault in _difference_faults(own)]
+    for kind, own in evaluation.teacher_forced.items():
+        if not _has(own, {"systems": dict, "differences": dict}):
+            faults.append(f"evaluation.teacher_forced[{kind!r}] is {_short(own)}")
     return faults
+
+
+def _difference_faults(own: object) -> list[str]:
+    if not isinstance(own, dict) or "overall" not in own:
+        return [f" is {_short(own)}"]
+    return [
+        f"[{score!r}] is {_short(one)}"
+        for score, one in own.items()
+        if not _has(one, {"num_pairs": int}) or one.get("verdict") not in VERDICTS
+    ]
+
+
+def _has(value: object, types: dict[str, type]) -> bool:
+    """Whether a value is a dictionary with these keys and types."""
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in types.items())
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

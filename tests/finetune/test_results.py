@@ -21,6 +21,7 @@ from finetune.results import (
     this_process,
     write_result,
 )
+from finetune.scoring.scores import RECORD_VERSION, Evaluation
 from finetune.tables import comparison_tables, format_seconds, run_tables, runs_table
 from vallex.errors import RunError
 
@@ -45,6 +46,36 @@ RUN = RunResult(
     versions={"vallex": "0.1.0", "torch": "2.11.0", "python": "3.11"},
     toy=False,
     phases=[AR, NAR],
+)
+
+DIFFERENCE = {"mean": 0.1, "low": 0.02, "high": 0.2, "num_pairs": 1, "verdict": "better"}
+SYSTEM = {
+    "fingerprint": "ef56",
+    "rows": [{"faults": [], "error_rate": 0.25}],
+    "means": {"error_rate": 0.25},
+    "num": {"error_rate": 1},
+    "faults": {"empty": 0.0},
+    "real_time_factor": 0.5,
+}
+EVALUATION = Evaluation(
+    version=RECORD_VERSION,
+    created="2025-03-04T06:00:00+00:00",
+    seconds=60.0,
+    size="quick",
+    seed=0,
+    toy=False,
+    data={"path": "prepared", "fingerprint": "cd34"},
+    plan="ab",
+    left_out=[],
+    judges={"error_rate": "pocketsphinx 5.0.4"},
+    gaps={},
+    sentences=[{"id": "fixed en 1", "text": "Hello.", "language": "en", "speaker": "anna"}],
+    systems={"base": SYSTEM, "nar-best": SYSTEM},
+    differences={"nar-best": {"error_rate": DIFFERENCE, "overall": DIFFERENCE}},
+    teacher_forced={"valid": {"systems": {}, "differences": {}}},
+    verdict="better",
+    winner="nar-best",
+    why="nar-best is better than the base",
 )
 
 
@@ -77,6 +108,46 @@ def test_write_result_then_read_result_gives_the_same(runs_dir):
     expected = replace(RUN, chosen="nar-best.safetensors", error="a line", process=this_process())
     assert read_result(run_dir) == expected
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.json", "result.json"]
+
+
+def test_write_result_with_an_evaluation_then_read_result_gives_the_same(runs_dir):
+    run_dir = make_run(runs_dir, "demo", evaluation=EVALUATION, evaluation_note="a line")
+    assert read_result(run_dir) == replace(RUN, evaluation=EVALUATION, evaluation_note="a line")
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"version": 99}, "evaluation.version is 99, this vallex reads 1"),
+        ({"sentences": [], "seed": "x"}, "seed is 'x'"),
+        ({"sentences": []}, r"evaluation.systems['base'] has 1 rows for 0 sentences and 1 more faults"),
+        ({"sentences": ["Hello."]}, "evaluation.sentences[0] is 'Hello.'"),
+        ({"systems": {"base": {}}}, "evaluation.systems['base'] is {}"),
+        ({"systems": {"base": SYSTEM | {"rows": [3]}}}, "evaluation.systems['base'] has the row 3"),
+        ({"differences": {"nar-best": {}}}, "evaluation.differences['nar-best'] is {}"),
+        (
+            {"differences": {"nar-best": {"overall": DIFFERENCE | {"verdict": "great"}}}},
+            "evaluation.differences['nar-best']['overall'] is {",
+        ),
+        ({"teacher_forced": {"valid": 1}}, "evaluation.teacher_forced['valid'] is 1"),
+    ],
+)
+def test_read_result_of_a_damaged_evaluation_then_leaves_it_out_and_says_so(runs_dir, change, fault):
+    run_dir = make_run(runs_dir, "demo", evaluation=EVALUATION, chosen="nar-best.safetensors")
+    content = json.loads((run_dir / "result.json").read_text())
+    content["evaluation"] |= change
+    (run_dir / "result.json").write_text(json.dumps(content))
+    result = read_result(run_dir)
+    assert result.evaluation is None and result.evaluation_note.startswith("the evaluation cannot be read: ")
+    assert fault in result.evaluation_note
+    assert replace(result, evaluation_note=None) == replace(RUN, chosen="nar-best.safetensors")
+
+
+def test_read_result_whose_evaluation_is_no_object_then_leaves_it_out(runs_dir):
+    run_dir = make_run(runs_dir, "demo")
+    content = json.loads((run_dir / "result.json").read_text()) | {"evaluation": "good"}
+    (run_dir / "result.json").write_text(json.dumps(content))
+    assert "there is no 'version' and 17 more faults" in read_result(run_dir).evaluation_note
 
 
 def test_write_result_with_a_loss_that_is_no_number_writes_null(runs_dir):

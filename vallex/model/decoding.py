@@ -145,7 +145,7 @@ class _ArDecoding:
     def _prefill(self, model: VALLE) -> None:
         """Reads texts and prompts, equal ones once, up to the hidden state that the first draw follows."""
         unique, row_of = _unique_inputs(self.requests)
-        rows = pad_requests(model.config, [self.requests[i] for i in unique], self.device, [0] * len(unique))
+        rows = pad_requests(model.config, [self.requests[i] for i in unique], self.device)
         frames, frame_lens = rows.prompt[..., 0], rows.prompt_lens
         if model.config.prepend_bos:
             frames, frame_lens = F.pad(frames, (1, 0), value=BOS_ID), frame_lens + 1
@@ -279,9 +279,7 @@ def _decode_nar(model: VALLE, requests: list[GenerateRequest], codes: list[Tenso
     """Fills codebooks 1 and up of each [T, K]; no T is 0."""
     config, device = model.config, codes[0].device
     modes = [config.prefix_mode if r.prefix_mode is None else r.prefix_mode for r in requests]
-    # in modes 2 and 4 the text of the prompt is not read
-    first_text = [r.num_prompt_text if mode in (2, 4) else 0 for r, mode in zip(requests, modes, strict=True)]
-    rows = pad_requests(config, requests, device, first_text)
+    rows = pad_requests(config, requests, device, [mode in (2, 4) for mode in modes])
     lens = torch.tensor([len(one) for one in codes], device=device)
     num_prompt, num_frames = rows.prompt.shape[1], max(len(one) for one in codes)
     in_prompt, in_target = length_mask(rows.prompt_lens, num_prompt), length_mask(lens, num_frames)

@@ -14,6 +14,7 @@ from vallex.model.config import FRAMES_PER_PHONEME, NUM_AUDIO_CODES, PREFIX_MODE
 from vallex.model.sampling import Sampling
 
 TEXT_PAD_ID = 3
+TEXT_BOS_ID = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +70,15 @@ class PaddedRequests:
 
 
 def pad_requests(
-    config: ModelConfig, requests: Sequence[GenerateRequest], device: torch.device, first_text: Sequence[int]
+    config: ModelConfig,
+    requests: Sequence[GenerateRequest],
+    device: torch.device,
+    target_only: Sequence[bool] | None = None,
 ) -> PaddedRequests:
-    """first_text: of each request, how many phonemes are left out at the start."""
-    texts = [request.text.long()[first:] for request, first in zip(requests, first_text, strict=True)]
-    languages = [
-        language_ids(config, request)[0, first:] for request, first in zip(requests, first_text, strict=True)
-    ]
+    """target_only: of each request, whether the text of its prompt is left out; None is of none."""
+    target_only = target_only or [False] * len(requests)
+    read = [_text_read(config, *one) for one in zip(requests, target_only, strict=True)]
+    texts, languages = [text for text, _ in read], [language for _, language in read]
     prompts = [request.prompt_codes.long() for request in requests]
     text = pad_sequence(texts, batch_first=True, padding_value=TEXT_PAD_ID)
     text_mask = pad_sequence([torch.ones(len(t), dtype=torch.bool) for t in texts], batch_first=True)
@@ -87,6 +90,19 @@ def pad_requests(
         prompt_lens=torch.tensor([len(prompt) for prompt in prompts]).to(device),
         has_padding=len({len(t) for t in texts}) > 1 or len({len(prompt) for prompt in prompts}) > 1,
     )
+
+
+def _text_read(config: ModelConfig, request: GenerateRequest, target_only: bool) -> tuple[Tensor, Tensor]:
+    """Phonemes and rows of the language embedding, two of [S] int64: of the whole, or of the target alone."""
+    text, language = request.text.long(), language_ids(config, request)[0]
+    if not (target_only and request.num_prompt_text):
+        return text, language
+    text, language = text[request.num_prompt_text :], language[request.num_prompt_text :]
+    if config.text_bos:
+        # the BOS before the prompt went with it; in training one stands before the target, in its language
+        text = torch.cat([text.new_tensor([TEXT_BOS_ID]), text])
+        language = torch.cat([language[:1], language])
+    return text, language
 
 
 def language_ids(config: ModelConfig, request: GenerateRequest) -> Tensor:

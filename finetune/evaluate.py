@@ -31,13 +31,14 @@ class Score:
 def evaluate(
     model: VALLE, batches: Iterable[Batch], stage: str, accelerator: Accelerator | None = None
 ) -> Score:
-    """Scores the AR or the NAR half of a model; leaves its mode as it was.
+    """Scores the AR or the NAR half of a model; leaves the mode of each module as it was.
 
     stage: "ar" or "nar"
     accelerator: sums over the processes of a run, each of which has its own batches
     """
     device = next(model.parameters()).device
-    was_training = model.training
+    # a model may be in both modes at once: half of it frozen, or put there by a test
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     totals = torch.zeros(4, dtype=torch.float64, device=device)
     try:
@@ -45,7 +46,8 @@ def evaluate(
             for batch in batches:
                 totals += _totals(model, batch.to(device), stage)
     finally:
-        model.train(was_training)
+        for module, was_training in modes.items():
+            module.training = was_training
     if accelerator is not None:
         totals = accelerator.reduce(totals, reduction="sum")
     loss, num_targets, top10_correct, num_frames = totals.tolist()

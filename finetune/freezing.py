@@ -143,8 +143,9 @@ def describe_groups(model: VALLE, stage: str, groups: Sequence[ParameterGroup], 
     ]
     tied = [names for group in groups for names in group.names if len(names) > 1]
     if tied:
-        pairs = ", ".join(" = ".join(names) for names in tied)
-        lines.append(f"tied, so that training the one trains the other: {pairs}")
+        pairs = [" = ".join(names) for names in tied]
+        listed = ", ".join(pairs) if len(pairs) < 3 else f"{pairs[0]}, … {pairs[-1]} ({len(pairs)} pairs)"
+        lines.append(f"tied, so that training the one trains the other: {listed}")
     return lines
 
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from finetune.averaging import WeightAverage
 from finetune.config import FinetuneConfig, StageConfig
-from finetune.data.dataset import BatchSettings, CodesDataset, plan_epoch
+from finetune.data.dataset import BatchSettings, CodesDataset, count_batches
 from finetune.data.prepared import PreparedSet
 from finetune.display import Display
 from finetune.freezing import ParameterGroup, optimizer_groups
@@ -129,8 +129,11 @@ def set_up_stage(
     train_set = CodesDataset(
         data.train, collator, with_prompts=stage == "nar" and model.config.prefix_mode == 4, seed=config.seed
     )
-    steps_per_epoch = math.ceil(len(plan_epoch(train_set.cuts, batching, 0)) / stage_config.accumulate)
-    total_steps = min(stage_config.max_epochs * steps_per_epoch, stage_config.max_steps or math.inf)
+    accumulate = stage_config.accumulate
+    # a step may take its batches from two epochs, so that only the last one goes beyond them
+    num_batches = count_batches(
+        train_set.cuts, batching, stage_config.max_epochs, (stage_config.max_steps or math.inf) * accumulate
+    )
     trainer = Trainer(
         stage=stage,
         config=config,
@@ -147,8 +150,8 @@ def set_up_stage(
         draws=draws,
         state=TrainState(stage=stage),
         window=torch.zeros(4, device=accelerator.device),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=int(total_steps),
+        steps_per_epoch=math.ceil(count_batches(train_set.cuts, batching, 1) / accumulate),
+        total_steps=math.ceil(num_batches / accumulate),
         folder=folder,
         display=display,
     )

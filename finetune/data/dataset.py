@@ -4,6 +4,7 @@ A plan costs only metadata, knows its length, and makes resuming exact: the rest
 its plan, because the plan depends on cuts, settings and epoch alone, and so does every draw of a prompt.
 """
 
+import math
 import random
 import warnings
 from collections import defaultdict
@@ -201,6 +202,20 @@ def plan_epoch(cuts: Iterable[MonoCut], settings: BatchSettings, epoch: int) -> 
         sampler = DynamicCutSampler(cuts, **common)
     sampler.set_epoch(epoch)
     return _planned(sampler)
+
+
+def count_batches(
+    cuts: Iterable[MonoCut], settings: BatchSettings, num_epochs: int, at_most: float = math.inf
+) -> int:
+    """This rank's batches of so many epochs, which need not have equally many; counting ends at `at_most`.
+
+    It takes about a tenth of a millisecond a cut and epoch.
+    """
+    num_batches, epoch = 0, 0
+    while epoch < num_epochs and num_batches < at_most:
+        num_batches += len(plan_epoch(cuts, settings, epoch))
+        epoch += 1
+    return min(num_batches, at_most)
 
 
 def plan_validation(cuts: Iterable[MonoCut], settings: BatchSettings) -> list[CutSet]:

@@ -259,7 +259,7 @@ class TrainingDesk:
         steps = {}
         for stage in stages:
             own = getattr(config, stage)
-            all_epochs = own.max_epochs * math.ceil(num_batches / own.accumulate)
+            all_epochs = math.ceil(own.max_epochs * num_batches / own.accumulate)
             steps[stage] = int(min(all_epochs, own.max_steps or math.inf))
         return steps
 

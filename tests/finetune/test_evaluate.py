@@ -46,6 +46,14 @@ def test_evaluate_when_repeated_then_nothing_was_drawn(make_model, utterances, s
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_evaluate_when_modules_are_in_both_modes_then_each_keeps_its_own(make_model, utterances):
+    model = make_model().train()
+    model.nar.eval()
+    evaluate(model, batches_of(utterances, 2), "ar")
+    assert model.training and model.ar.decoder.training
+    assert not any(module.training for module in model.nar.modules())
+
+
 def test_evaluate_when_it_fails_then_the_mode_is_as_before(make_model):
     model = make_model().train()
     with pytest.raises(AttributeError):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune import train, trainer
-from finetune.data.dataset import BatchSettings, CodesDataset, valid_batches
+from finetune.data.dataset import BatchSettings, CodesDataset, count_batches, valid_batches
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.evaluate import evaluate
@@ -155,6 +155,18 @@ def test_decay_groups_then_hold_each_parameter_once_and_none_of_one_dimension(ma
     both = [id(p) for p in decayed["params"] + exempt["params"]]
     assert len(set(both)) == len(both)
     assert set(both) == {id(p) for p in model.parameters() if p.requires_grad}
+
+
+def test_run_when_epochs_are_its_limit_then_goes_through_the_data_as_often(
+    make_spec, make_config, tiny_prepared, read_log, tmp_path
+):
+    config = make_config(ar={"max_epochs": 3, "max_steps": None, "accumulate": 4, "validate_every": 100})
+    finetune(make_spec(tmp_path, config=config, stages=("ar",)), Display())
+    train_set = load_prepared(tiny_prepared).train
+    num_batches = count_batches(train_set, BatchSettings(max_duration_sec=1.0, num_buckets=2), 3)
+    steps = [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "train"]
+    # an epoch has 5 batches or so: counted one by one, each would take two steps of four batches
+    assert steps == list(range(1, math.ceil(num_batches / 4) + 1))
 
 
 @pytest.fixture

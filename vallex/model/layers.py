@@ -266,9 +266,16 @@ class TextPrenet(nn.Module):
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = conv(x.masked_fill(~mask.unsqueeze(-1), 0.0).transpose(1, 2)).transpose(1, 2)
             normed = torch.zeros_like(x)
-            normed[mask] = norm(x[mask]).to(x.dtype)
+            normed[mask] = _batch_norm(norm, x[mask]).to(x.dtype)
             x = self.dropout(F.relu(normed))
         return self.proj(x)
+
+
+def _batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
+    """Normalizes [N, D] float; one phoneme alone has no variance, and is taken as in evaluation."""
+    if norm.training and len(x) == 1:
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    return norm(x)
 
 
 def audio_prenet(d_model: int, dropout: float) -> nn.Sequential:

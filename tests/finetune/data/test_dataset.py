@@ -11,6 +11,7 @@ from finetune.data.dataset import (
     CodesDataset,
     Utterance,
     collate_utterances,
+    count_batches,
     plan_epoch,
     plan_validation,
     train_batches,
@@ -134,6 +135,13 @@ def test_plan_epoch_when_epoch_or_seed_changes_then_order_changes_and_else_not(p
     assert plan_ids(plan_epoch(reversed(list(prepared.train)), SETTINGS, 0)) == plan
     assert plan_ids(plan_epoch(prepared.train, SETTINGS, 1)) != plan
     assert plan_ids(plan_epoch(prepared.train, other_seed, 0)) != plan
+
+
+def test_count_batches_when_epochs_differ_then_is_the_sum_of_each_up_to_the_limit(prepared):
+    lengths = [len(plan_epoch(prepared.train, SETTINGS, epoch)) for epoch in range(8)]
+    assert len(set(lengths)) > 1
+    assert count_batches(prepared.train, SETTINGS, 8) == sum(lengths)
+    assert count_batches(prepared.train, SETTINGS, 8, at_most=sum(lengths[:3]) - 1) == sum(lengths[:3]) - 1
 
 
 def test_plan_epoch_when_two_ranks_then_equally_many_batches_and_every_cut(prepared):

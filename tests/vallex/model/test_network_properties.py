@@ -358,6 +358,21 @@ def test_prenet_in_training_leaves_padding_out_of_its_statistics(build_model, ma
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("stage", [0, 3])
+def test_prenet_in_training_when_there_is_one_phoneme_then_is_taken_as_in_evaluation(
+    build_model, make_batch, stage
+):
+    losses = []
+    for is_training in (True, False):
+        model = build_model(add_prenet=True, dropout=0.0).train(is_training)
+        batch = make_batch([(1, 10)])
+        out = model.ar_loss(**batch) if stage == 0 else model.nar_loss(**batch, stage=stage, prefix_len=2)
+        out.loss.backward()
+        losses.append(out.loss.item())
+    assert losses[0] == losses[1]
+    assert model.ar.text_prenet.norms[0].num_batches_tracked == 0
+
+
 @pytest.mark.parametrize("add_prenet", [False, True])
 def test_set_dropout_to_nothing_makes_training_mode_deterministic(build_model, make_batch, add_prenet):
     model, batch = build_model(add_prenet=add_prenet).train(), make_batch(SIZES)

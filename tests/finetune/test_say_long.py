@@ -17,7 +17,9 @@ def say(tmp_path, monkeypatch, capsys, make_model):
     """Runs `vallex say` with a tiny model in an empty folder; gives its exit code and what it printed."""
     monkeypatch.chdir(tmp_path)
     save_model(make_model(), "tiny.safetensors")
-    monkeypatch.setattr("vallex.model.requests.FRAMES_PER_PHONEME", 1)  # what it says is noise, so be brief
+    # what it says is noise, so be brief
+    monkeypatch.setattr("vallex.inference.guards.BUDGET_FRAMES_PER_PHONEME", 1)
+    monkeypatch.setattr("vallex.inference.guards.BUDGET_EXTRA_FRAMES", 0)
 
     def call(*arguments):
         fixed = ["say", "-o", "out.wav", "--checkpoint", "tiny.safetensors", "--offline-toy"]

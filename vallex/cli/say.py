@@ -108,8 +108,13 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
 
 def report_speech(speech, out: Path, is_toy: bool) -> None:
     """What came of it: length, how it ended, seed, languages, and what was not said as written."""
-    how = {"eos": "ended by itself", "budget": "cut off at the frame budget"}[speech.ended]
-    redraws = f", {speech.num_redraws} empty results drawn again" if speech.num_redraws else ""
+    how = {
+        "eos": "ended by itself",
+        "budget": "cut off at the frame budget",
+        "loop": "repeats itself in a loop",
+        "empty": "says nothing",
+    }[speech.ended]
+    redraws = f", the best of {speech.num_redraws + 1} draws" if speech.num_redraws else ""
     read_as = " and ".join(dict.fromkeys(speech.text.languages))
     typer.echo(
         f"{out}: {len(speech.wav) / 24000:.2f} s, {how}, seed {speech.seed}{redraws}, read as {read_as}"

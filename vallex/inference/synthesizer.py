@@ -1,42 +1,50 @@
-"""From a text and a voice to a wav, through the collation and the language path that training uses.
+"""From texts and voices to wavs, through the collation and the language path that training uses.
 
-`VALLE.generate` below is exact. What stands here is what a user needs around it: a result that is empty or
-too short to hear is drawn again with the next seed, and the outcome says so.
+`VALLE.generate` below is exact. What stands here is what a user needs around it: a result that is empty,
+loops or runs on is drawn again with other seeds, and the outcome says how it ended and which seed gave it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from vallex.codec import Vocoder
-from vallex.errors import CheckpointError, TrainingError
-from vallex.inference.prompts import NUM_CODEBOOKS, VoicePrompt
+from vallex.errors import CheckpointError, ConfigError, PromptError, TrainingError
+from vallex.inference.guards import BUDGET_EXTRA_FRAMES, ENDINGS, MIN_FRAMES, frame_budget, how_it_ended
+from vallex.inference.prompts import FRAME_RATE_HZ, NUM_CODEBOOKS, VoicePrompt
 from vallex.languages import Language
-from vallex.model.decoding import GenerateRequest, generate
+from vallex.model.decoding import FirstCodes, decode_first, fill_codebooks
 from vallex.model.network import VALLE
+from vallex.model.requests import GenerateRequest
+from vallex.model.sampling import Sampling
 from vallex.text import PhonemeEncoding, PhonemeTokenizer, TextCollator
 
-MIN_FRAMES = 8
-"""0.107 s at 75 frames a second: what is shorter is taken as nothing said."""
+BATCH_ROWS = 8
+"""Rows that are decoded at once, draws of one text included."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeakSettings:
-    """How a text is spoken.
+class SpeakSettings(Sampling):
+    """How a text is spoken; how its codes are drawn is in Sampling.
 
     language: of text outside tags: en, zh, ja, or auto
-    temperature, top_k, top_p: of the AR decoder's draws; temperature 0 or top_k 1 is greedy
-    seed: the same seed gives the same codes on the same machine
-    max_redraws: how often an empty result is drawn again
+    seed: the same seed gives the same codes on the same machine, alone or with other texts
+    best_of: how many are drawn at a time; of those that ended by themselves, the likeliest a frame is taken
+    max_redraws: how often it is drawn again where none ended by itself
     """
 
     language: str = "auto"
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
     seed: int = 0
+    best_of: int = 1
     max_redraws: int = 3
+
+    def __post_init__(self):
+        if self.best_of < 1 or self.max_redraws < 0:
+            raise ConfigError(
+                f"best_of is {self.best_of} and max_redraws {self.max_redraws}; they must be at least 1 and 0"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +53,12 @@ class Speech:
 
     wav: [N] float32, 24 kHz
     codes: [T, K] int64
-    ended: "eos" or "budget"
+    ended: "eos", or what is wrong with the best of all draws: "budget" (it ran on and was cut off), "loop"
+        (it repeats itself), "empty"
     seed: the seed that gave it; another than asked for after redraws
-    num_redraws: results that were empty and thrown away
+    num_redraws: how often it was drawn again
     text: the phonemes, with what was unknown or dropped
+    mean_log_prob: log probability of codebook 0, averaged over its frames
     """
 
     wav: Tensor
@@ -57,6 +67,26 @@ class Speech:
     seed: int
     num_redraws: int
     text: PhonemeEncoding
+    mean_log_prob: float = float("-inf")
+
+
+@dataclass(kw_only=True)
+class _Job:
+    """A text on its way: what it is decoded from, and the best draw so far."""
+
+    encoding: PhonemeEncoding
+    request: GenerateRequest
+    best: FirstCodes | None = None
+    ended: str = "empty"
+    seed: int = 0
+    num_redraws: int = 0
+
+    def offer(self, first: FirstCodes, seed: int) -> None:
+        """Takes a draw if it is better than what was there."""
+        ended = how_it_ended(first.codes, first.ended)
+        rank = (-ENDINGS.index(ended), first.mean_log_prob)
+        if self.best is None or rank > (-ENDINGS.index(self.ended), self.best.mean_log_prob):
+            self.best, self.ended, self.seed = first, ended, seed
 
 
 class Synthesizer:
@@ -88,34 +118,70 @@ class Synthesizer:
 
         errors: TextError, PromptError; TrainingError where nothing but empty results came
         """
-        encoding = self.tokenizer.encode(text, language=settings.language)
-        # a greedy result is the same whatever the seed
-        is_greedy = settings.temperature == 0 or settings.top_k == 1
-        num_draws = 1 if is_greedy else settings.max_redraws + 1
-        for redraw in range(num_draws):
-            result = generate(self.model, self.request(encoding, voice, settings, settings.seed + redraw))
-            if len(result.codes) >= MIN_FRAMES:
-                break
-        else:
-            what = "greedy decoding" if is_greedy else f"{num_draws} seeds from {settings.seed} on"
-            other = "--temperature 1 without --top-k 1" if is_greedy else "another --seed"
-            raise TrainingError(
-                f"nothing was said: {what} ended at once. Try {other}, a longer text, or an earlier "
-                "checkpoint"
+        [speech] = self.speak_many([(text, voice)], settings)
+        if speech.ended == "empty":
+            raise nothing_was_said(settings)
+        return speech
+
+    def speak_many(
+        self,
+        texts: Sequence[tuple[str, VoicePrompt | None]],
+        settings: SpeakSettings,
+        batch_rows: int = BATCH_ROWS,
+    ) -> list[Speech]:
+        """Speaks texts, each in its voice, several at once. One that stays empty says so in `ended`.
+
+        batch_rows: how many are decoded at once; more take more memory
+        errors: TextError, PromptError
+        """
+        jobs = []
+        for text, voice in texts:
+            encoding = self.tokenizer.encode(text, language=settings.language)
+            request = self.request(encoding, voice, settings, settings.seed)
+            jobs.append(_Job(encoding=encoding, request=request))
+        return self._spoken(jobs, settings, batch_rows)
+
+    def continue_speech(
+        self, recording: VoicePrompt, settings: SpeakSettings, prompt_sec: float = 3.0
+    ) -> Speech:
+        """Speaks an utterance on from its first seconds, by the text of the whole of it.
+
+        prompt_sec: how much of the recording is kept
+        returns: the kept frames and what follows them, as one
+        errors: PromptError where the recording is too short; TrainingError where nothing followed
+        """
+        num_kept = round(prompt_sec * FRAME_RATE_HZ)
+        if not 0 < num_kept <= len(recording.codes) - MIN_FRAMES:
+            longest_sec = recording.seconds - MIN_FRAMES / FRAME_RATE_HZ
+            raise PromptError(
+                f"{prompt_sec:g} s of a recording of {recording.seconds:.1f} s are to be continued; keep "
+                f"more than 0 and at most {longest_sec:.1f} s (--keep-sec)"
             )
-        return Speech(
-            wav=self.vocoder.decode(result.codes.unsqueeze(0))[0].cpu(),
-            codes=result.codes.cpu(),
-            ended=result.ended,
-            seed=settings.seed + redraw,
-            num_redraws=redraw,
-            text=encoding,
+        ids, kept = recording.text.tolist(), recording.codes[:num_kept]
+        encoding = PhonemeEncoding(
+            ids=ids,
+            languages=[recording.language] * len(ids),
+            phonemes="",
+            unknown=[],
+            unknown_words=[],
+            dropped=[],
         )
+        # the text has no part that is the prompt's alone, so all of it is the target's
+        request = replace(
+            self.request(encoding, None, settings, settings.seed),
+            prompt_codes=kept,
+            max_frames=max(frame_budget(len(ids)) - num_kept, BUDGET_EXTRA_FRAMES),
+        )
+        [speech] = self._spoken([_Job(encoding=encoding, request=request)], settings, BATCH_ROWS)
+        if speech.ended == "empty":
+            raise nothing_was_said(settings)
+        codes = torch.cat([kept.to(speech.codes.device), speech.codes])
+        return replace(speech, codes=codes, wav=self._sound(codes))
 
     def request(
         self, encoding: PhonemeEncoding, voice: VoicePrompt | None, settings: SpeakSettings, seed: int
     ) -> GenerateRequest:
-        """Prompt and target as one row, collated as in training."""
+        """Prompt and target as one row, collated as in training, with the frame budget of the target."""
         prompt_ids = [] if voice is None else voice.text.tolist()
         prompt_language = Language.EN if voice is None else voice.language
         text, _ = self._collator([[*prompt_ids, *encoding.ids]])
@@ -131,8 +197,61 @@ class Synthesizer:
             num_prompt_text=num_prompt_text,
             prompt_language=prompt_language,
             text_language=target,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
+            max_frames=frame_budget(len(encoding.ids)),
             seed=seed,
+            **vars(settings.sampling()),
         )
+
+    def _spoken(self, jobs: list[_Job], settings: SpeakSettings, batch_rows: int) -> list[Speech]:
+        """Draws codebook 0 until each job has ended by itself or has no draws left; then fills the others."""
+        # a greedy result is the same whatever the seed
+        num_draws, num_rounds = settings.best_of, settings.max_redraws + 1
+        if settings.is_greedy:
+            num_draws, num_rounds = 1, 1
+        for draw_round in range(num_rounds):
+            pending = [job for job in jobs if job.ended != "eos"]
+            first_seed = settings.seed + draw_round * num_draws
+            draws = [(job, first_seed + i) for job in pending for i in range(num_draws)]
+            for part in _parts(draws, batch_rows):
+                requests = [replace(job.request, seed=seed) for job, seed in part]
+                for (job, seed), first in zip(part, decode_first(self.model, requests), strict=True):
+                    job.offer(first, seed)
+            for job in pending:
+                job.num_redraws = draw_round
+        speeches = []
+        for part in _parts(jobs, batch_rows):
+            requests = [replace(job.request, seed=job.seed) for job in part]
+            filled = fill_codebooks(self.model, requests, [job.best.codes for job in part])
+            speeches += [self._speech(job, codes.cpu()) for job, codes in zip(part, filled, strict=True)]
+        return speeches
+
+    def _speech(self, job: _Job, codes: Tensor) -> Speech:
+        return Speech(
+            wav=self._sound(codes),
+            codes=codes,
+            ended=job.ended,
+            seed=job.seed,
+            num_redraws=job.num_redraws,
+            text=job.encoding,
+            mean_log_prob=job.best.mean_log_prob,
+        )
+
+    def _sound(self, codes: Tensor) -> Tensor:
+        if len(codes) < MIN_FRAMES:
+            return torch.zeros(0)
+        return self.vocoder.decode(codes.unsqueeze(0))[0].cpu()
+
+
+def nothing_was_said(settings: SpeakSettings) -> TrainingError:
+    """The error of a text of which every draw was empty."""
+    num_draws = settings.best_of * (settings.max_redraws + 1)
+    what = "greedy decoding" if settings.is_greedy else f"{num_draws} seeds from {settings.seed} on"
+    other = "--temperature 1 without --top-k 1" if settings.is_greedy else "another --seed"
+    return TrainingError(
+        f"nothing was said: {what} ended at once. Try {other}, a longer text, or an earlier checkpoint"
+    )
+
+
+def _parts(items: list, size: int) -> Iterator[list]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

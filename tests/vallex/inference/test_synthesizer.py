@@ -10,8 +10,9 @@ from vallex.inference.synthesizer import MIN_FRAMES, SpeakSettings, Synthesizer
 from vallex.inference.voices import find_transcript, obtain_voice
 from vallex.languages import Language
 from vallex.model.config import ModelConfig
+from vallex.model.decoding import FirstCodes
 from vallex.model.network import VALLE
-from vallex.model.requests import GenerateResult, language_ids
+from vallex.model.requests import language_ids
 from vallex.text import PhonemeTokenizer, TextCollator
 
 TEXT = "[ZH]你好[ZH][EN]Hi.[EN]"
@@ -74,12 +75,17 @@ def frames_by_seed(monkeypatch):
     def replace_with(frames: dict[int, int]) -> list[int]:
         tried = []
 
-        def generate(model, request):
-            tried.append(request.seed)
-            codes = torch.full((frames[request.seed], 8), request.seed)
-            return GenerateResult(codes=codes, ended="eos")
+        def decode_first(model, requests):
+            tried.extend(request.seed for request in requests)
+            return [
+                FirstCodes(codes=draws[request.seed], ended="eos", mean_log_prob=float(request.seed))
+                for request in requests
+            ]
 
-        monkeypatch.setattr(synthesizer_module, "generate", generate)
+        # codes without a loop in them
+        steps = torch.arange(1024) * 5 % 1024
+        draws = {seed: (steps[:count] + seed) % 1024 for seed, count in frames.items()}
+        monkeypatch.setattr(synthesizer_module, "decode_first", decode_first)
         return tried
 
     return replace_with

@@ -4,7 +4,6 @@ Every failure that a user can cause is one line on stderr: exit code 2 for bad i
 130 for an interrupted one.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -12,9 +11,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 import vallex
 from finetune.data.cli import export_prepared, import_verb, look_at_recordings, prepare
+from finetune.log.cli import runs_app, show_run
 from finetune.page.cli import app_verb
 from vallex.cli import add_verbs
 from vallex.cli.options import (
@@ -28,8 +29,34 @@ from vallex.cli.options import (
 )
 from vallex.errors import VallexError
 
+VERBS = (
+    "quickstart",
+    "download",
+    "import",
+    "doctor",
+    "prepare",
+    "finetune",
+    "evaluate",
+    "runs",
+    "voice",
+    "say",
+    "export",
+    "app",
+    "presets",
+)
+"""In the order in which they are needed; `vallex --help` lists them so."""
+
+
+class Verbs(TyperGroup):
+    """A group that lists its verbs in that order, and a new one last."""
+
+    def list_commands(self, ctx) -> list[str]:
+        return sorted(self.commands, key=lambda name: VERBS.index(name) if name in VERBS else len(VERBS))
+
+
 app = typer.Typer(
     name="vallex",
+    cls=Verbs,
     help="Fine-tune the released multilingual VALL-E X voice model, and see whether it got better.",
     no_args_is_help=True,
     add_completion=False,
@@ -39,7 +66,6 @@ app = typer.Typer(
 UsageError = typer.BadParameter.__base__
 INTERRUPTED = 130
 """What typer makes of Ctrl-C, and shells of programs that it ended."""
-AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
 
 
 def main() -> None:
@@ -92,6 +118,7 @@ def root(
 app.command("import")(import_verb)
 app.command()(prepare)
 app.command("app")(app_verb)
+app.add_typer(runs_app, name="runs")
 
 
 @app.command()
@@ -211,78 +238,6 @@ def presets() -> None:
         typer.echo(f"  {name}={default}  {help_text}; {allowed}")
 
 
-runs_app = typer.Typer(help="The results log: list, show and compare runs.", no_args_is_help=True)
-app.add_typer(runs_app, name="runs")
-
-
-@runs_app.command("list")
-def runs_list(runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
-    """List every run and stage with its base and best validation scores.
-
-    Losses in nats a real target, top-10 accuracies 0-1. Example: vallex runs list --json
-    """
-    from rich.console import Console
-
-    from finetune.results import list_runs, rows
-    from finetune.tables import runs_table
-
-    log = list_runs(runs)
-    if as_json:
-        _echo_json(rows(log.results))
-        for line in log.damaged:
-            typer.echo(f"vallex: passed over {line}", err=True)
-        return
-    Console().print(runs_table(log))
-
-
-@runs_app.command("show")
-def runs_show(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")],
-    runs: RunsDir = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Show one run: what was trained on what, and what came of it.
-
-    Example: vallex runs show anna
-    """
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from finetune.results import read_config, read_result, resolve_run
-
-    path = resolve_run(run, runs)
-    if as_json:
-        _echo_json({**asdict(read_result(path)), "config": read_config(path)})
-    else:
-        show_run(path, Console())
-
-
-@runs_app.command("compare")
-def runs_compare(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run's name or folder.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
-    runs: RunsDir = Path("runs"),
-    as_json: AsJson = False,
-) -> None:
-    """Show the settings in which two runs differ, and their scores side by side.
-
-    Example: vallex runs compare anna anna-2
-    """
-    from dataclasses import asdict
-
-    from rich.console import Console
-
-    from finetune.results import compare, resolve_run
-    from finetune.tables import comparison_tables
-
-    comparison = compare(resolve_run(a, runs), resolve_run(b, runs))
-    if as_json:
-        _echo_json(asdict(comparison))
-    else:
-        Console().print(comparison_tables(comparison))
-
-
 @app.command()
 def export(
     run: Annotated[
@@ -349,18 +304,6 @@ def quickstart(
         typer.echo(f"\n$ vallex {shlex.join(command)}")
         if exit_code := run_command(command):
             raise typer.Exit(exit_code)  # Ctrl-C while it trains
-
-
-def show_run(path: Path, console) -> None:
-    """Prints one run's tables."""
-    from finetune.results import read_result
-    from finetune.tables import run_tables
-
-    console.print(run_tables(read_result(path)))
-
-
-def _echo_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _resolve(ref: str, runs: Path) -> Path:

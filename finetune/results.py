@@ -1,4 +1,4 @@
-"""The results log: what each run folder says of its run, and how two runs differ.
+"""The results log: what each run folder says of its run. What is made of it is in `finetune.log`.
 
 There is no log file beside the run folders that could disagree with them: `result.json`, which training
 rewrites as it goes on, is read anew each time. What cannot be read is passed over and named, never fatal.
@@ -12,7 +12,6 @@ import re
 import socket
 import types
 import typing
-from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -28,6 +27,9 @@ STATUSES = ("running", "done", "stopped", "failed")
 INTERRUPTED = "interrupted"  # never written: a run that says that it runs, and whose process is gone
 RESULT_FILE = "result.json"
 CONFIG_FILE = "config.json"
+NOTE_FILE = "note.txt"
+"""A file of its own, so that what a user writes never meets what training writes at the same time."""
+MAX_NOTE_CHARS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class RunResult:
     init: {"path", "fingerprint", "toy"} of the model that it began with
     data: {"path", "fingerprint", "num_cuts", "toy", ...} of the prepared set
     versions: {"vallex", "torch", "python", ...}
+    environment: {"host", "platform", "devices", "memory_gb", "git"}, from `finetune.environment`
+    seed: of the order of batches, of prefixes and of dropout
     toy: anything in it was made with toy weights
     error: the line that the user saw, where the run failed
     chosen: the file in `checkpoints/` that won by its scores
@@ -81,6 +85,8 @@ class RunResult:
     evaluation: Evaluation | None = None
     evaluation_note: str | None = None
     process: dict | None = None
+    environment: dict | None = None
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +95,6 @@ class RunLog:
 
     results: list[RunResult]
     damaged: list[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two runs side by side.
-
-    settings: dotted name to the value in `a` and in `b`, None where a run has no such setting; only those
-        that differ
-    metrics: rows {"phase", "metric", "a", "b"}
-    """
-
-    a: RunResult
-    b: RunResult
-    settings: dict[str, tuple]
-    metrics: list[dict]
 
 
 def this_process() -> dict:
@@ -185,9 +176,20 @@ def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
         raise RunError(f"checkpoint {ref!r}: no such file, and {_no_such_run(ref, runs_dir)}")
     checkpoint = find_run_checkpoint(run_dir, which)
     if checkpoint is None:
-        there_is = ", ".join(f"{run_dir.name}@{name}" for name in _checkpoint_names(run_dir)) or "none yet"
+        there_is = ", ".join(f"{run_dir.name}@{name}" for name in checkpoint_names(run_dir)) or "none yet"
         raise RunError(f"checkpoint {ref!r}: the run has no such checkpoint. It has {there_is}")
     return checkpoint
+
+
+def checkpoint_names(run_dir: Path) -> list[str]:
+    """What can stand behind RUN@, steps last."""
+    folder = run_dir / "checkpoints"
+    stems = [path.stem for path in folder.glob("*.safetensors")]
+    stems += [path.parent.name for path in folder.glob(f"*/{ADAPTER_FILE}")]
+    found = {match[1] for stem in stems if (match := re.fullmatch(r"n?ar-(?:step-)?(best|last|\d+)", stem))}
+    if find_run_checkpoint(run_dir, "chosen") is not None:
+        found.add("chosen")
+    return sorted(found, key=lambda name: (name.isdigit(), int(name) if name.isdigit() else 0, name))
 
 
 def read_config(run_dir: Path | str) -> dict:
@@ -195,67 +197,43 @@ def read_config(run_dir: Path | str) -> dict:
     return _read_json(Path(run_dir) / CONFIG_FILE)
 
 
-def rows(results: Iterable[RunResult]) -> list[dict]:
-    """What `vallex runs list --json` prints: a row a run and phase, null where there is no value yet."""
-    return [
-        {
-            "name": result.name,
-            "phase": phase.phase,
-            "status": phase.status,
-            "steps": phase.steps,
-            "base_loss": metric(phase.base, "loss"),
-            "base_top10": metric(phase.base, "top10"),
-            "best_loss": metric(phase.best, "loss"),
-            "best_top10": metric(phase.best, "top10"),
-        }
-        for result in results
-        for phase in result.phases
-    ]
+def all_settings(run_dir: Path | str, result: RunResult) -> dict[str, object]:
+    """Every setting of a run by the name that --set takes, and what it was run on by dotted names.
+
+    errors: RunError where the settings cannot be read
+    """
+    facts = {"init": result.init, "data": result.data, "versions": result.versions}
+    config = _flatten(read_config(run_dir))
+    settings = {name.removeprefix("settings."): value for name, value in config.items()}
+    return {"preset": result.preset} | settings | _flatten(facts)
 
 
-def compare(run_a: Path | str, run_b: Path | str) -> Comparison:
-    """Two run folders: the settings, starting points, data and versions that differ, and all metrics."""
-    a, b = read_result(run_a), read_result(run_b)
-    settings_a, settings_b = _all_settings(run_a, a), _all_settings(run_b, b)
-    pairs = {key: (settings_a.get(key), settings_b.get(key)) for key in {**settings_a, **settings_b}}
-    rows_a, rows_b = _rows_by_phase(a), _rows_by_phase(b)
-    return Comparison(
-        a=a,
-        b=b,
-        settings={key: pair for key, pair in pairs.items() if pair[0] != pair[1]},
-        metrics=[
-            {
-                "phase": phase,
-                "metric": name,
-                "a": rows_a.get(phase, {}).get(name),
-                "b": rows_b.get(phase, {}).get(name),
-            }
-            for phase in PHASES
-            if phase in rows_a or phase in rows_b
-            for name in ("status", "steps", "seconds", "base_loss", "best_loss", "base_top10", "best_top10")
-        ],
-    )
+def read_note(run_dir: Path | str) -> str | None:
+    """What somebody noted on a run; None where nobody did."""
+    try:
+        text = (Path(run_dir) / NOTE_FILE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return _plain(text)[:MAX_NOTE_CHARS] or None
+
+
+def write_note(run_dir: Path | str, text: str) -> None:
+    """Notes a text on a run in place of the one that is there; an empty one removes it."""
+    text = _plain(text)
+    if len(text) > MAX_NOTE_CHARS:
+        raise RunError(f"the note has {len(text)} characters; at most {MAX_NOTE_CHARS} are kept. Shorten it")
+    path = Path(run_dir) / NOTE_FILE
+    if not text:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def metric(metrics: dict | None, name: str) -> float | None:
     """A number of `base`, `best` or `last`, None where it is not there."""
     value = (metrics or {}).get(name)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _rows_by_phase(result: RunResult) -> dict[str, dict]:
-    return {
-        phase.phase: row | {"seconds": phase.seconds}
-        for phase, row in zip(result.phases, rows([result]), strict=True)
-    }
-
-
-def _all_settings(run_dir: Path | str, result: RunResult) -> dict[str, object]:
-    facts = {"init": result.init, "data": result.data, "versions": result.versions}
-    config = _flatten(read_config(run_dir))
-    # by the names that --set takes
-    settings = {name.removeprefix("settings."): value for name, value in config.items()}
-    return {"preset": result.preset} | settings | _flatten(facts)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -279,15 +257,10 @@ def _no_such_run(ref: str, runs_dir: Path) -> str:
     return f"no such run in {runs_dir}/{hint}. See vallex runs list --runs {runs_dir}"
 
 
-def _checkpoint_names(run_dir: Path) -> list[str]:
-    """What can stand behind RUN@."""
-    folder = run_dir / "checkpoints"
-    stems = [path.stem for path in folder.glob("*.safetensors")]
-    stems += [path.parent.name for path in folder.glob(f"*/{ADAPTER_FILE}")]
-    found = {match[1] for stem in stems if (match := re.fullmatch(r"n?ar-(?:step-)?(best|last|\d+)", stem))}
-    if find_run_checkpoint(run_dir, "chosen") is not None:
-        found.add("chosen")
-    return sorted(found, key=lambda name: (name.isdigit(), int(name) if name.isdigit() else 0, name))
+def _plain(text: str) -> str:
+    """Without what a terminal would obey, and white space at its ends."""
+    text = text.replace("\t", " ").replace("\r\n", "\n")
+    return "".join(char for char in text if char.isprintable() or char == "\n").strip()
 
 
 def _read_json(path: Path) -> dict:

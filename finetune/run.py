@@ -15,6 +15,7 @@ from finetune.checks import check_combinations
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
+from finetune.environment import describe_machine
 from finetune.model_setup import check_groups, set_collation
 from finetune.optim import optimizer_class
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
@@ -285,6 +286,8 @@ def _new_result(spec: RunSpec, model: VALLE, data: PreparedSet) -> RunResult:
         },
         toy=toy,
         phases=[PhaseResult(phase=stage, status="running", steps=0) for stage in spec.stages],
+        environment=describe_machine(),
+        seed=spec.config.seed,
     )
 
 

@@ -3,57 +3,83 @@
 Cells are Text, never markup: a run called `[red]` is shown as it is called.
 """
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Iterable, Sequence
+from itertools import groupby, zip_longest
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from finetune.results import Comparison, PhaseResult, RunLog, RunResult, metric, rows
+from finetune.log.comparison import Comparison, ScoreRow, verdict
+from finetune.log.listing import DEFAULT_COLUMNS, Entry, rows
+from finetune.results import PhaseResult, RunLog, RunResult, metric, read_note
+from finetune.scoring.scores import SCORES, Evaluation
 from vallex.model.runs import ADAPTER_FILE
 
 TOY_MARK = "toy weights"
 TOY_NOTE = "toy weights: what you hear is noise, and the losses say nothing about a voice"
-_STATUS_STYLES = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow"}
+_STATUS_STYLES = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "red",
+    "interrupted": "yellow",
+    "stopped": "yellow",
+    "better": "green",
+    "worse": "red",
+}
 
 
-def runs_table(log: RunLog) -> Group:
-    """A row a run and phase, the oldest run first; what was passed over stands below."""
-    # no lines between columns: the name of a run that was given none fits into 80 characters
-    table = Table(title="Runs", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold")
-    for heading in ("phase", "status"):
-        table.add_column(heading)
-    for heading in ("steps", "base\nloss", "best\nloss", "base\ntop-10", "best\ntop-10"):
-        table.add_column(heading, justify="right")
-    for result in log.results:
-        for row in _runs_rows(result):
-            table.add_row(*row)
-    below = [*_toy_note(log.results), *[Text(f"passed over: {line}") for line in log.damaged]]
+def runs_table(log: RunLog, found: Sequence[Entry], columns: Sequence[str] | None = None) -> Group:
+    """The rows of the log; errors, notes and what was passed over stand below.
+
+    columns: None for the usual ones, with the verdict where a run has one
+    """
     if not log.results:
-        return Group(Text("No runs here yet. Begin one: vallex finetune PREPARED --preset smoke"), *below)
-    return Group(table, *below)
+        hint = Text("No runs here yet. Begin one: vallex finetune PREPARED --preset smoke")
+        return Group(hint, *_passed_over(log))
+    if columns is None:
+        has_verdict = any(entry.result.evaluation for entry in found)
+        columns = (*DEFAULT_COLUMNS, "verdict") if has_verdict else DEFAULT_COLUMNS
+    # without lines and padding, the name of a run that was given none and a verdict fit into 80 characters
+    table = Table(title="Runs", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for name in columns:
+        title = "run" if name == "name" else name.replace("top10", "top-10").replace("_", "\n")
+        is_figure = name.endswith(("steps", "loss", "top10"))
+        width = len("difference") if name == "verdict" else None
+        table.add_column(title, justify="right" if is_figure else "left", overflow="fold", max_width=width)
+    for _, own in groupby(found, key=lambda entry: entry.result.name):
+        for row in _runs_rows(list(own), columns):
+            table.add_row(*row)
+    if not found:
+        table = Text(f"None of {len(log.results)} runs is let through by --filter.")
+    shown = {entry.result.name: entry for entry in found}.values()
+    return Group(table, *_toy_note([entry.result for entry in shown]), *_remarks(shown), *_passed_over(log))
 
 
-def run_tables(result: RunResult) -> Group:
-    """One run: what was run on what, and what came of each phase."""
+def run_tables(result: RunResult, note: str | None = None) -> Group:
+    """One run: what was run on what, what came of each phase, and its scores."""
     facts = _table("", show_header=False)
     facts.add_column("fact", style="bold")
     facts.add_column("value", overflow="fold")
     facts.add_row("run", run_label(result))
-    facts.add_row("status", _status(result.status))
+    facts.add_row("status", _marked(result.status))
     if result.error:
         facts.add_row("error", Text(result.error, style="red"))
+    if note:
+        facts.add_row("note", Text(note))
     facts.add_row("created", Text(result.created))
     facts.add_row("time", format_seconds(result.seconds))
     facts.add_row("preset", Text(result.preset))
+    if result.seed is not None:
+        facts.add_row("seed", str(result.seed))
     if result.chosen:
         facts.add_row("chosen", Text(result.chosen))
-    for name, values in (("init", result.init), ("data", result.data), ("versions", result.versions)):
-        known = [f"{key}: {value}" for key, value in values.items() if value is not None]
-        facts.add_row(name, Text("\n".join(known)))
+    for name in ("init", "data", "versions", "environment"):
+        values = getattr(result, name) or {}
+        known = [f"{key}: {_shown(value)}" for key, value in values.items() if value is not None]
+        if known:
+            facts.add_row(name, Text("\n".join(known)))
 
     phases = _table("Validation, loss in nats per target")
     for heading in ("phase", "status", "weights"):
@@ -64,14 +90,43 @@ def run_tables(result: RunResult) -> Group:
     for phase in result.phases:
         for row in _phase_rows(phase):
             phases.add_row(*row)
-    return Group(facts, phases, *_toy_note([result]))
+    scores = evaluation_tables(result.evaluation) if result.evaluation else []
+    missing = [Text(result.evaluation_note, style="yellow")] if result.evaluation_note else []
+    return Group(facts, phases, *scores, *missing, *_toy_note([result]))
+
+
+def evaluation_tables(evaluation: Evaluation) -> list[Table | Text]:
+    """What each system scores, how the checkpoints differ from the base, and the verdict."""
+    if not evaluation.systems:
+        return [Text(f"Nothing was spoken: {'; '.join(evaluation.gaps.values()) or 'losses only'}")]
+    num = len(evaluation.sentences)
+    means = _table(f"{'Toy weights: s' if evaluation.toy else 'S'}cores, means of {num} sentences")
+    means.add_column("score", overflow="fold")
+    for system in evaluation.systems:
+        means.add_column(Text(system), justify="right")
+    for name, score in SCORES.items():
+        values = [metric(own["means"], name) for own in evaluation.systems.values()]
+        judge = evaluation.judges.get(name)
+        if any(value is not None for value in values):
+            means.add_row(Text(f"{score.title}\n({judge})" if judge else score.title), *map(_number, values))
+    differing = _table("Differences from the base, with 95 % intervals")
+    differing.add_column("score", overflow="fold")
+    for system in evaluation.differences:
+        differing.add_column(Text(system), justify="right")
+    for name in (*SCORES, "overall"):
+        found = [own.get(name) for own in evaluation.differences.values()]
+        if any(metric(one, "mean") is not None for one in found):
+            title = SCORES[name].title if name in SCORES else "over all, in steps that one hears"
+            differing.add_row(title, *[_difference(one) for one in found])
+    gaps = [Text(f"{name}: {reason}", style="yellow") for name, reason in evaluation.gaps.items()]
+    tables = [means, differing] if evaluation.differences else [means]
+    return [*tables, Text(f"Verdict: {evaluation.why}", style="bold"), *gaps]
 
 
 def comparison_tables(comparison: Comparison) -> Group:
-    """Two runs: the settings that differ with both values, and the metrics side by side."""
-    runs = (comparison.a, comparison.b)
-    settings = _table("Settings that differ")
-    metrics = _table("Metrics")
+    """Runs side by side: settings that differ, metrics, scores, verdicts, and what is not compared."""
+    runs = comparison.runs
+    settings, metrics = _table("Settings that differ"), _table("Metrics")
     settings.add_column("setting", overflow="fold")
     metrics.add_column("phase")
     metrics.add_column("metric")
@@ -81,11 +136,57 @@ def comparison_tables(comparison: Comparison) -> Group:
     for name, values in comparison.settings.items():
         settings.add_row(Text(name), *[Text("-" if value is None else str(value)) for value in values])
     for row in comparison.metrics:
-        cells = [_metric_cell(row["metric"], row[side]) for side in ("a", "b")]
+        cells = [_metric_cell(row["metric"], value) for value in row["values"]]
         name = row["metric"].replace("_", " ").replace("top10", "top-10").replace("seconds", "time")
         metrics.add_row(row["phase"], name, *cells)
     differing = settings if comparison.settings else Text("No setting differs.")
-    return Group(differing, metrics, *_toy_note(runs))
+    below = [Text(f"{run.name}: {text}") for run, text in zip(runs, comparison.notes, strict=True) if text]
+    below += [Text(line, style="yellow") for line in comparison.gaps]
+    return Group(differing, metrics, *_score_tables(comparison), *below, *_toy_note(runs))
+
+
+def _score_tables(comparison: Comparison) -> list[Table]:
+    """Scores beside those of the base, with the difference from it and from the first run."""
+    if not comparison.scores:
+        return []
+    first = comparison.runs[0].name
+    table = _table(f"Scores: mean, difference from the base, difference from {first}, 95 % intervals")
+    table.add_column("score", overflow="fold")
+    table.add_column("base", justify="right")
+    for run in comparison.runs:
+        table.add_column(run_label(run), justify="right")
+    for row in comparison.scores:
+        cells = [_score_cell(row, place) for place in range(len(comparison.runs))]
+        title = f"{row.title}\n({row.judge})" if row.judge and row.score in SCORES else row.title
+        table.add_row(Text(title), _number(row.base), *cells)
+    said = [verdict(run.evaluation) for run in comparison.runs]
+    table.add_row(
+        Text("verdict", style="bold"),
+        "",
+        *[_marked(one["verdict"]).append(f"\n{one['checkpoint']}", "") if one else "-" for one in said],
+    )
+    return [table]
+
+
+def _score_cell(row: ScoreRow, place: int) -> Text:
+    if row.to_base[place] is None:
+        return Text("-")
+    cell = Text("" if row.values[place] is None else f"{row.values[place]:.3f}\n")
+    cell.append_text(_difference(row.to_base[place]))
+    return (
+        cell.append("\nto first ").append_text(_difference(row.to_first[place]))
+        if row.to_first[place]
+        else cell
+    )
+
+
+def _difference(one: dict | None) -> Text:
+    """`+0.012 (-0.010 to +0.034)` in the colour of its verdict."""
+    mean, low, high = (metric(one, key) for key in ("mean", "low", "high"))
+    if mean is None:
+        return Text("-")
+    span = "" if low is None or high is None else f" ({low:+.3f} to {high:+.3f})"
+    return Text(f"{mean:+.3f}{span}", style=_STATUS_STYLES.get(one.get("verdict"), ""))
 
 
 def run_label(result: RunResult) -> Text:
@@ -114,26 +215,58 @@ def _toy_mark(result: RunResult) -> Text:
     return Text(f"({TOY_MARK})" if result.toy else "", style="yellow")
 
 
-def _runs_rows(result: RunResult) -> list[Sequence[str | Text]]:
+def _remarks(shown: Iterable[Entry]) -> list[Text]:
+    """Why runs failed, and what was noted on them."""
+    lines = []
+    for entry in shown:
+        if entry.result.error:
+            lines.append(Text(f"{entry.result.name} failed: {entry.result.error}", style="red"))
+        if note := read_note(entry.run_dir):
+            lines.append(Text(f"{entry.result.name}: {note}"))
+    return lines
+
+
+def _passed_over(log: RunLog) -> list[Text]:
+    return [Text(f"passed over: {line}") for line in log.damaged]
+
+
+def _runs_rows(own: Sequence[Entry], columns: Sequence[str]) -> list[Sequence[str | Text]]:
     """The rows of a run; its toy mark is below its name, beside the second phase where there is one."""
-    figures = [
-        (
-            Text(row["phase"]),
-            _status(row["status"]),
-            str(row["steps"]),
-            *(_number(row[key]) for key in ("base_loss", "best_loss", "base_top10", "best_top10")),
-        )
-        for row in rows([result])
-    ] or [("-", _status(result.status), *["-"] * 5)]
+    result = own[0].result
     labels = [Text(result.name), *([_toy_mark(result)] if result.toy else [])]
-    return [(label or "", *row) for label, row in zip_longest(labels, figures, fillvalue=())]
+    made = []
+    for place, (label, row) in enumerate(zip_longest(labels, rows(own, columns))):
+        cells = {name: _list_cell(name, value) for name, value in (row or {}).items()}
+        if place and "verdict" in cells:
+            cells["verdict"] = ""  # it is the run's
+        made.append([(label or "") if name == "name" else cells.get(name, "") for name in columns])
+    # without its name in the row, a mark would stand alone
+    return made if "name" in columns else made[: len(own)]
+
+
+def _list_cell(name: str, value: object) -> str | Text:
+    if value is None:
+        return "-"
+    if name == "seconds":
+        return format_seconds(value)
+    if name in ("status", "verdict"):
+        return _marked(str(value))
+    is_fraction = isinstance(value, float) and name.endswith(("loss", "top10", "difference", *SCORES))
+    return _number(value) if is_fraction else Text(_shown(value))
+
+
+def _shown(value: object) -> str:
+    """A value in a word or two."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:
     """The untouched, best and last weights of a phase, as far as they are there."""
     table_rows = []
     for weights, metrics in (("base", phase.base), ("best", phase.best), ("last", phase.last)):
-        lead = ("", "") if table_rows else (Text(phase.phase), _status(phase.status))
+        lead = ("", "") if table_rows else (Text(phase.phase), _marked(phase.status))
         if metrics is not None:
             step = "0" if weights == "base" else str(metrics.get("step", "-"))
             numbers = (_number(metric(metrics, "loss")), _number(metric(metrics, "top10")))
@@ -141,7 +274,7 @@ def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:
             kind = metrics.get("weights", "raw")
             weights = Text(weights if kind == "raw" else f"{weights} ({kind})")
             table_rows.append((*lead, weights, step, *numbers, Text(_checkpoint_name(metrics))))
-    return table_rows or [(Text(phase.phase), _status(phase.status), "-", str(phase.steps), "-", "-", "")]
+    return table_rows or [(Text(phase.phase), _marked(phase.status), "-", str(phase.steps), "-", "-", "")]
 
 
 def _checkpoint_name(metrics: dict) -> str:
@@ -157,7 +290,8 @@ def _metric_cell(name: str, value: object) -> str | Text:
     return _number(value) if name.endswith(("loss", "top10")) else Text(str(value))
 
 
-def _status(status: str) -> Text:
+def _marked(status: str) -> Text:
+    """A status or verdict in its colour."""
     return Text(status, style=_STATUS_STYLES.get(status, ""))
 
 

@@ -55,7 +55,7 @@ def describe_environment(checkpoints_dir: Path = CHECKPOINTS_DIR) -> Environment
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
         },
-        devices=_devices(),
+        devices=devices(),
         checkpoints_dir=checkpoints_dir,
         missing={
             name: tuple(path for path in component.paths(checkpoints_dir) if not path.is_file())
@@ -65,7 +65,8 @@ def describe_environment(checkpoints_dir: Path = CHECKPOINTS_DIR) -> Environment
     )
 
 
-def _devices() -> tuple[str, ...]:
+def devices() -> tuple[str, ...]:
+    """Every device that torch can use, in words, the processor last."""
     import torch
 
     cuda = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]

@@ -115,6 +115,15 @@ class Evaluation:
     rule: str = RULE
 
 
+def judged_system(evaluation: Evaluation) -> str | None:
+    """The checkpoint that the verdict is of: the winner, else the nearest; None where none was compared."""
+    means = {name: own["overall"].get("mean") for name, own in evaluation.differences.items()}
+    known = [name for name, mean in means.items() if isinstance(mean, int | float)]
+    if evaluation.winner in known:
+        return evaluation.winner
+    return max(known, key=lambda name: means[name], default=None)
+
+
 def sound_path(system: str, place: int) -> Path:
     """Where the sound of a sentence lies below SOUNDS_FOLDER; there is none where nothing was said.
 

@@ -1,4 +1,4 @@
-"""The results log: writing, reading, damaged folders, references, comparison, tables."""
+"""The results log: writing, reading, damaged folders, references, notes."""
 
 import json
 import math
@@ -7,22 +7,22 @@ import sys
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from finetune.results import (
     PhaseResult,
     RunResult,
-    compare,
     list_runs,
+    metric,
+    read_note,
     read_result,
     resolve_checkpoint,
     resolve_run,
-    rows,
     this_process,
+    write_note,
     write_result,
 )
 from finetune.scoring.scores import RECORD_VERSION, Evaluation
-from finetune.tables import comparison_tables, format_seconds, run_tables, runs_table
+from finetune.tables import format_seconds
 from vallex.errors import RunError
 
 AR = PhaseResult(
@@ -94,13 +94,6 @@ def make_run(runs_dir, name: str, config: dict | None = None, checkpoints=(), **
     return run_dir
 
 
-def shown(renderable) -> str:
-    console = Console(width=200, color_system=None)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get()
-
-
 def test_write_result_then_read_result_gives_the_same(runs_dir):
     run_dir = make_run(
         runs_dir, "demo", chosen="nar-best.safetensors", error="a line", process=this_process()
@@ -154,8 +147,9 @@ def test_write_result_with_a_loss_that_is_no_number_writes_null(runs_dir):
     failed = replace(AR, base={"loss": math.nan, "top10": math.inf}, status="failed")
     run_dir = make_run(runs_dir, "demo", phases=[failed], status="failed")
     assert "NaN" not in (run_dir / "result.json").read_text()
-    row = rows([read_result(run_dir)])[0]
-    assert (row["base_loss"], row["base_top10"], row["best_loss"]) == (None, None, 3.25)
+    phase = read_result(run_dir).phases[0]
+    assert [metric(phase.base, name) for name in ("loss", "top10")] == [None, None]
+    assert metric(phase.best, "loss") == 3.25
 
 
 def test_read_result_of_a_renamed_folder_has_the_new_name(runs_dir):
@@ -323,96 +317,25 @@ def test_resolve_checkpoint_given_an_unknown_run_offers_the_nearest(runs_dir):
         resolve_checkpoint("demmo@best", runs_dir)
 
 
-def test_rows_has_a_row_a_run_and_phase_as_the_contract_says(runs_dir):
-    result = read_result(make_run(runs_dir, "demo"))
-    ar, nar = json.loads(json.dumps(rows([result])))
-    assert ar == {
-        "name": "demo",
-        "phase": "ar",
-        "status": "done",
-        "steps": 30,
-        "base_loss": 4.5,
-        "base_top10": 0.5,
-        "best_loss": 3.25,
-        "best_top10": 0.625,
-    }
-    assert list(nar) == list(ar)
-    assert (nar["phase"], nar["status"], nar["base_loss"], nar["best_top10"]) == (
-        "nar",
-        "running",
-        None,
-        None,
-    )
+def test_note_is_kept_beside_the_result_and_taken_away_again(runs_dir):
+    run_dir = make_run(runs_dir, "demo")
+    assert read_note(run_dir) is None
+    write_note(run_dir, "  warm,\tbut\r\nslow \x1b[31m\x07 ")
+    assert read_note(run_dir) == "warm, but\nslow [31m"
+    write_note(run_dir, "warm")
+    assert read_note(run_dir) == "warm" and read_result(run_dir) == RUN
+    write_note(run_dir, " ")
+    assert read_note(run_dir) is None and not (run_dir / "note.txt").exists()
 
 
-def test_compare_shows_what_differs_and_the_metrics_side_by_side(runs_dir):
-    a = make_run(runs_dir, "a", config={"seed": 0, "ar": {"lr": 1e-5, "betas": [0.9, 0.95]}})
-    b = make_run(
-        runs_dir,
-        "b",
-        config={"seed": 0, "ar": {"lr": 2e-5, "betas": [0.9, 0.98], "new": True}},
-        phases=[replace(AR, best={"loss": 3.0, "top10": 0.7})],
-        data=RUN.data | {"fingerprint": "ee"},
-        preset="small",
-    )
-    comparison = compare(a, b)
-    assert comparison.settings == {
-        "preset": ("smoke", "small"),
-        "ar.lr": (1e-5, 2e-5),
-        "ar.betas": ([0.9, 0.95], [0.9, 0.98]),
-        "ar.new": (None, True),
-        "data.fingerprint": ("cd34", "ee"),
-    }
-    metrics = {(row["phase"], row["metric"]): (row["a"], row["b"]) for row in comparison.metrics}
-    assert metrics["ar", "best_loss"] == (3.25, 3.0)
-    assert metrics["ar", "base_top10"] == (0.5, 0.5)
-    assert metrics["ar", "seconds"] == (12.5, 12.5)
-    assert metrics["nar", "steps"] == (3, None)
-
-
-def test_compare_where_settings_cannot_be_read_names_the_file(runs_dir):
-    a, b = make_run(runs_dir, "a"), make_run(runs_dir, "b")
-    (b / "config.json").unlink()
-    with pytest.raises(RunError, match=r"b/config\.json: no such file"):
-        compare(a, b)
-
-
-def test_tables_show_the_numbers(runs_dir):
-    make_run(runs_dir, "demo")
-    failed = make_run(runs_dir, "failed", status="failed", phases=[], error="out of memory")
-    (make_run(runs_dir, "broken") / "result.json").write_text("{")
-    listed = shown(runs_table(list_runs(runs_dir)))
-    assert "4.500" in listed
-    assert "3.250" in listed
-    assert "failed" in listed
-    assert "passed over" in listed
-    assert "broken/result.json" in listed
-    one = shown(run_tables(read_result(runs_dir / "demo")))
-    assert "num_cuts: 20" in one
-    assert "ar-best.safetensors" in one
-    assert "1 min 15 s" in one
-    assert "out of memory" in shown(run_tables(read_result(failed)))
-    two = shown(comparison_tables(compare(runs_dir / "demo", failed)))
-    assert "No setting differs." in two
-    assert "best loss" in two
-
-
-def test_tables_of_a_toy_run_say_so_and_of_another_do_not(runs_dir):
-    plain, toy = make_run(runs_dir, "plain"), make_run(runs_dir, "toy", toy=True)
-    listed = shown(runs_table(list_runs(runs_dir)))
-    assert listed.count("(toy weights)") == 1
-    lines = listed.splitlines()
-    assert "toy" in lines[next(i for i, line in enumerate(lines) if "(toy weights)" in line) - 1]
-    assert "toy (toy weights)" in shown(run_tables(read_result(toy)))
-    assert "toy weights" not in shown(run_tables(read_result(plain)))
-    assert "toy (toy weights)" in shown(comparison_tables(compare(plain, toy)))
-    assert "toy weights" not in shown(comparison_tables(compare(plain, plain)))
-
-
-def test_tables_of_a_name_with_brackets_show_it_as_it_is(runs_dir):
-    run_dir = make_run(runs_dir, "[red]x")
-    assert "[red]x" in shown(runs_table(list_runs(runs_dir)))
-    assert "[red]x" in shown(comparison_tables(compare(run_dir, run_dir)))
+def test_note_that_is_too_long_is_refused_and_one_that_is_damaged_is_shown_as_it_goes(runs_dir):
+    run_dir = make_run(runs_dir, "demo")
+    write_note(run_dir, "good")
+    with pytest.raises(RunError, match="the note has 4001 characters; at most 4000 are kept"):
+        write_note(run_dir, "x" * 4001)
+    assert read_note(run_dir) == "good"
+    (run_dir / "note.txt").write_bytes(b"\xff\xfe" + b"y" * 9000)
+    assert len(read_note(run_dir)) == 4000
 
 
 def test_format_seconds_changes_its_unit():
@@ -427,5 +350,5 @@ def test_format_seconds_changes_its_unit():
 
 
 def test_results_when_imported_pull_in_no_torch():
-    code = "import sys, finetune.results, finetune.tables; sys.exit('torch' in sys.modules)"
+    code = "import sys, finetune.results, finetune.tables, finetune.log; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,31 +1,32 @@
 """The tab of the results log: a table to sort and search, curves over runs, and how two runs differ."""
 
-import csv
 import html
-import io
 import secrets
 
 import gradio as gr
 
+from finetune.log.comparison import compare
+from finetune.log.listing import Entry, entries, rows, to_csv
 from finetune.page.engine import Engine
 from finetune.page.pictures import Curve, curves_svg
 from finetune.page.tabs.words import bad, empty, told
 from finetune.page.training import read_lines
-from finetune.results import RunLog, compare, list_runs, resolve_run, rows
+from finetune.results import RunLog, list_runs, resolve_run
 from finetune.tables import format_seconds
 from vallex.errors import RunError
 from vallex.files import atomic_write
 
-COLUMNS = {
-    "name": "Run",
-    "phase": "Stage",
-    "status": "Status",
-    "steps": "Steps",
-    "base_loss": "Untouched loss",
-    "best_loss": "Best loss",
-    "base_top10": "Untouched top-10",
-    "best_top10": "Best top-10",
-}
+HEADINGS = (
+    "Run",
+    "Stage",
+    "Status",
+    "Steps",
+    "Untouched loss",
+    "Untouched top-10",
+    "Best loss",
+    "Best top-10",
+)
+"""Of listing.DEFAULT_COLUMNS."""
 MAX_CURVES = 8
 
 
@@ -34,7 +35,7 @@ def build(page: gr.Blocks, engine: Engine) -> None:
     w: dict = {}
     w["empty"] = gr.HTML()
     w["table"] = gr.Dataframe(
-        headers=list(COLUMNS.values()),
+        headers=list(HEADINGS),
         interactive=False,
         show_search="filter",
         max_height=420,
@@ -59,7 +60,12 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine) -> None:
         log = list_runs(runs_dir)
         names = [result.name for result in log.results][::-1]
         chosen = [name for name in chosen or [] if name in names] or names[:2]
-        return _hint(log), _cells(log), gr.update(choices=names, value=chosen), *look(chosen)
+        return (
+            _hint(log),
+            _cells(entries(log.results, runs_dir)),
+            gr.update(choices=names, value=chosen),
+            *look(chosen),
+        )
 
     @told
     def look(chosen):
@@ -68,7 +74,7 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine) -> None:
     def export():
         path = engine.work_dir / f"runs-{secrets.token_hex(4)}.csv"
         with atomic_write(path) as temporary:
-            temporary.write_text(to_csv(list_runs(runs_dir)), encoding="utf-8")
+            temporary.write_text(to_csv(entries(list_runs(runs_dir).results, runs_dir)), encoding="utf-8")
         return str(path)
 
     private, hidden = "private", "hidden"
@@ -82,23 +88,12 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine) -> None:
     page.load(export, None, w["csv"], api_visibility=private, show_progress=hidden)
 
 
-def to_csv(log: RunLog) -> str:
-    """The log as CSV; a name that a spreadsheet would take for a formula is quoted for it."""
-    file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow(COLUMNS)
-    for row in rows(log.results):
-        name = row["name"]
-        table.writerow([f"'{name}" if name[:1] in "=+-@" else name, *(row[key] for key in list(COLUMNS)[1:])])
-    return file.getvalue()
-
-
-def _cells(log: RunLog) -> list[list]:
+def _cells(found: list[Entry]) -> list[list]:
     cells = [
-        [round(value, 4) if isinstance(value, float) else value for value in (row[key] for key in COLUMNS)]
-        for row in reversed(rows(log.results))
+        [round(value, 4) if isinstance(value, float) else value for value in row.values()]
+        for row in reversed(rows(found))
     ]
-    return cells or [[""] * len(COLUMNS)]
+    return cells or [[""] * len(HEADINGS)]
 
 
 def _hint(log: RunLog) -> str:
@@ -141,7 +136,7 @@ def _differences(engine: Engine, names: list[str]) -> str:
     )
     scores = "".join(
         f"<tr><td>{row['phase'].upper()} {html.escape(row['metric'].replace('_', ' '))}</td>"
-        + "".join(f"<td>{html.escape(_shown(row['metric'], row[side]))}</td>" for side in ("a", "b"))
+        + "".join(f"<td>{html.escape(_shown(row['metric'], value))}</td>" for value in row["values"])
         + "</tr>"
         for row in found.metrics
     )

@@ -11,7 +11,6 @@ import pytest
 import finetune
 from finetune.page.datasets import DataDesk
 from finetune.page.pictures import Curve, curves_svg
-from finetune.page.tabs.results import to_csv
 from finetune.page.uploads import take_files
 from finetune.page.votes import Vote, add_vote, read_votes, tally
 from finetune.results import PhaseResult, RunLog, RunResult, write_result
@@ -239,13 +238,6 @@ def test_votes_when_lines_are_damaged_then_they_are_passed_over_and_only_blind_o
     with (tmp_path / "votes.jsonl").open("a") as file:
         file.write('{"time": 1\n[]\n')
     assert tally(read_votes(tmp_path)) == [("a", 1, 2), ("b", 0, 2)]
-
-
-def test_csv_when_a_name_looks_like_a_formula_then_a_spreadsheet_reads_text(two_runs):
-    from dataclasses import replace
-
-    log = RunLog(results=[replace(two_runs.results[0], name="=1+1")], damaged=[])
-    assert to_csv(log).splitlines()[1].startswith("'=1+1,ar,")
 
 
 def test_curves_when_names_hold_markup_then_it_is_text_and_nothing_is_drawn_of_nothing():

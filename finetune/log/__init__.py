@@ -1,0 +1,1 @@
+"""What is made of the results log, which `finetune.results` reads: lists, comparisons, exports, pruning."""

@@ -1,0 +1,143 @@
+"""The verbs `vallex runs …`. `finetune.cli` takes them in; nothing heavy is imported before one runs."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vallex.cli.options import RunsDir, flag
+from vallex.errors import ConfigError
+
+AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
+
+runs_app = typer.Typer(
+    help="The results log: list, show, compare, note, export and prune runs.", no_args_is_help=True
+)
+
+
+@runs_app.command("list")
+def runs_list(
+    runs: RunsDir = Path("runs"),
+    sort: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMNS", help="By these columns; -COLUMN from the top down. Else by age."),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="TEST",
+            help="'best_loss<3', status=done, name~anna (= != < <= > >= ~); all that are given must hold.",
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMNS", help="Which, with commas between; any setting too, as lr."),
+    ] = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, flag("--csv", "Print CSV instead of a table.")] = False,
+) -> None:
+    """List every run and stage with its base and best validation scores, and the verdict.
+
+    Losses in nats a real target, top-10 accuracies 0-1. What cannot be read is named on stderr.
+    Example: vallex runs list --filter phase=nar --sort best_loss --columns name,lr,best_loss,verdict
+    """
+    from finetune.log import listing
+    from finetune.results import list_runs
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv are both given; take one")
+    log = list_runs(runs)
+    found = listing.entries(log.results, runs)
+    chosen = listing.parse_columns(columns, found) if columns is not None else None
+    found = listing.select(found, sort, filters or [])
+    if not as_json and not as_csv:
+        from rich.console import Console
+
+        from finetune.tables import runs_table
+
+        Console().print(runs_table(log, found, chosen))
+        return
+    chosen = chosen or listing.DEFAULT_COLUMNS
+    if as_json:
+        _echo_json(listing.rows(found, chosen))
+    else:
+        typer.echo(listing.to_csv(found, chosen), nl=False)
+    for line in log.damaged:
+        typer.echo(f"vallex: passed over {line}", err=True)
+
+
+@runs_app.command("show")
+def runs_show(run: Run, runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+    """Show one run: what was trained on what, what came of it, and its scores.
+
+    Example: vallex runs show anna
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from finetune.results import read_config, read_note, read_result, resolve_run
+
+    path = resolve_run(run, runs)
+    if as_json:
+        _echo_json({**asdict(read_result(path)), "note": read_note(path), "config": read_config(path)})
+    else:
+        show_run(path, Console())
+
+
+def show_run(path: Path, console) -> None:
+    """Prints one run's tables."""
+    from finetune.results import read_note, read_result
+    from finetune.tables import run_tables
+
+    console.print(run_tables(read_result(path), read_note(path)))
+
+
+@runs_app.command("compare")
+def runs_compare(
+    named: Annotated[list[str], typer.Argument(metavar="A B …", help="Names or folders of runs.")],
+    runs: RunsDir = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Show runs side by side: settings that differ, losses, scores with intervals, verdicts.
+
+    Scores by different judges or on different sentences are never put beside each other.
+    Example: vallex runs compare anna anna-2
+    """
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from finetune.log.comparison import compare
+    from finetune.results import resolve_run
+    from finetune.tables import comparison_tables
+
+    comparison = compare(*(resolve_run(run, runs) for run in named))
+    if as_json:
+        _echo_json(asdict(comparison))
+    else:
+        Console().print(comparison_tables(comparison))
+
+
+@runs_app.command("note")
+def runs_note(
+    run: Run,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What you think of it; '' takes it away.")],
+    runs: RunsDir = Path("runs"),
+) -> None:
+    """Note on a run what you think of it: it stands in the list, beside the run, and in exports.
+
+    Example: vallex runs note anna "warmer than the base, but it swallows endings"
+    """
+    from finetune.results import resolve_run, write_note
+
+    path = resolve_run(run, runs)
+    write_note(path, text)
+    typer.echo(f"{path.name}: {'noted' if text.strip() else 'no note any more'}")
+
+
+def _echo_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

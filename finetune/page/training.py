@@ -11,7 +11,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +19,8 @@ import psutil
 from finetune.config import FinetuneConfig, from_dict, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, plan_epoch
 from finetune.data.prepared import INFO_FILE, load_prepared, read_info
+from finetune.log.curves import read_lines
 from finetune.page.checkpoints import TOY, find_choice
-from finetune.page.pictures import Curve
 from finetune.page.settings import PageSettings
 from finetune.results import RunResult, list_runs, metric, read_config, read_result
 from vallex.errors import ConfigError, DataError, RunError, VallexError
@@ -262,39 +261,6 @@ class TrainingDesk:
             all_epochs = math.ceil(own.max_epochs * num_batches / own.accumulate)
             steps[stage] = int(min(all_epochs, own.max_steps or math.inf))
         return steps
-
-
-def read_lines(path: Path) -> Iterator[dict]:
-    """The lines of a run's log, as far as they are whole."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(entry, dict) and {"stage", "kind", "step", "loss"} <= entry.keys():
-            yield entry
-
-
-def stage_curves(lines: list[dict], stage: str, name: str = "") -> list[Curve]:
-    """Training and validation loss of a stage, and the untouched model's as a dashed line."""
-    own = [line for line in lines if line["stage"] == stage and isinstance(line["loss"], int | float)]
-    points = {
-        kind: [(line["step"], line["loss"]) for line in own if line["kind"] == kind]
-        for kind in ("train", "valid")
-    }
-    curves = [
-        Curve(name=f"{name}training", points=points["train"]),
-        Curve(name=f"{name}validation", points=points["valid"]),
-    ]
-    base = next((y for x, y in points["valid"] if x == 0), None)
-    if base is not None and own:
-        ends = [(0, base), (max(line["step"] for line in own) or 1, base)]
-        curves.append(Curve(name=f"{name}untouched model", points=ends, dashed=True))
-    return curves
 
 
 def _seconds_left(result: RunResult, lines: list[dict], steps: dict[str, int]) -> float | None:

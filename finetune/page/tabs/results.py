@@ -6,11 +6,10 @@ import secrets
 import gradio as gr
 
 from finetune.log.comparison import compare
+from finetune.log.curves import Curve, curves_svg, read_lines
 from finetune.log.listing import Entry, entries, rows, to_csv
 from finetune.page.engine import Engine
-from finetune.page.pictures import Curve, curves_svg
 from finetune.page.tabs.words import bad, empty, told
-from finetune.page.training import read_lines
 from finetune.results import RunLog, list_runs, resolve_run
 from finetune.tables import format_seconds
 from vallex.errors import RunError

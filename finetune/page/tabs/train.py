@@ -5,11 +5,11 @@ import html
 import gradio as gr
 
 from finetune.config import preset_about, preset_names
+from finetune.log.curves import curves_svg, stage_curves
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
-from finetune.page.pictures import curves_svg
 from finetune.page.tabs.words import bad, empty, good, listed, plain, told
-from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of, stage_curves
+from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of
 from finetune.tables import format_seconds
 from vallex.errors import ConfigError
 

@@ -10,7 +10,6 @@ import pytest
 
 import finetune
 from finetune.page.datasets import DataDesk
-from finetune.page.pictures import Curve, curves_svg
 from finetune.page.uploads import take_files
 from finetune.page.votes import Vote, add_vote, read_votes, tally
 from finetune.results import PhaseResult, RunLog, RunResult, write_result
@@ -238,11 +237,3 @@ def test_votes_when_lines_are_damaged_then_they_are_passed_over_and_only_blind_o
     with (tmp_path / "votes.jsonl").open("a") as file:
         file.write('{"time": 1\n[]\n')
     assert tally(read_votes(tmp_path)) == [("a", 1, 2), ("b", 0, 2)]
-
-
-def test_curves_when_names_hold_markup_then_it_is_text_and_nothing_is_drawn_of_nothing():
-    svg = curves_svg([Curve(name="<b>x</b>", points=[(0, 1.0), (5, 2.0)])], "Loss", "step", "nats")
-    assert "<b>x</b>" not in svg
-    assert "&lt;b&gt;x&lt;/b&gt;" in svg
-    assert curves_svg([Curve(name="a", points=[])], "Loss", "step", "nats") == ""
-    assert "polyline" in curves_svg([Curve(name="a", points=[(3, 1.0)])], "Loss", "step", "nats")

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vallex.model.dropout import Dropout, attention, relu_dropout
+
 
 class KVCache:
     """Keys and values of one attention layer while frames are decoded, in memory taken beforehand.
@@ -66,21 +68,8 @@ class KVCache:
         return moved
 
 
-class Dropout(nn.Dropout):
-    """Dropout at a multiple of the model's one rate, so that one number sets them all."""
-
-    def __init__(self, rate: float, factor: float = 1.0):
-        super().__init__()
-        self.factor = factor
-        self.set_rate(rate)
-
-    def set_rate(self, rate: float) -> None:
-        """Takes the model's rate; the prenets' five times 0.1 is the original's 0.5."""
-        self.p = min(0.9, self.factor * rate)
-
-
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017) over `scaled_dot_product_attention`."""
+    """Multi-head self-attention (Vaswani et al. 2017)."""
 
     def __init__(self, d_model: int, num_heads: int, dropout: float):
         super().__init__()
@@ -107,9 +96,7 @@ class SelfAttention(nn.Module):
             q = q[:, :, first_wanted:]
             if mask is not None and mask.shape[-2] == length:
                 mask = mask[..., first_wanted:, :]
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0
-        )
+        attended = attention(q, k, v, mask, self.dropout.current_rate)
         return self.out_proj(attended.transpose(1, 2).reshape(batch, length - first_wanted, width))
 
 
@@ -151,7 +138,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         attended = self.self_attn(self.norm1(x, *condition), mask, cache, first_wanted)
         x = x[:, first_wanted:] + self.dropout(attended)
-        hidden = self.dropout(F.relu(self.linear1(self.norm2(x, *condition))))
+        hidden = relu_dropout(self.linear1(self.norm2(x, *condition)), self.dropout.current_rate)
         return x + self.dropout(self.linear2(hidden))
 
 

@@ -15,7 +15,8 @@ from vallex.errors import ConfigError
 from vallex.model.batch import Batch
 from vallex.model.config import BOS_ID, EOS_ID, NUM_AUDIO_CODES, ModelConfig
 from vallex.model.decoding import GenerateRequest, generate
-from vallex.model.layers import Decoder, Dropout, SinePosition, TextPrenet, ar_mask, audio_prenet, length_mask
+from vallex.model.dropout import Dropout
+from vallex.model.layers import Decoder, SinePosition, TextPrenet, ar_mask, audio_prenet, length_mask
 from vallex.model.prefix import IGNORE, NarInput, NarPrefix, nar_input
 
 

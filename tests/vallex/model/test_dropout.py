@@ -1,0 +1,110 @@
+"""Dropout as computed here against the formulas that it stands for, with the masks that were drawn."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vallex.model.dropout import Dropout, attention, relu_dropout
+
+RATE = 0.3
+
+
+def drawn_factors(shape, seed=0):
+    """What dropout multiplies with at this seed: 0 or 1 / (1 - RATE)."""
+    torch.manual_seed(seed)
+    dropout = Dropout(RATE).train()
+    return dropout(torch.ones(shape))
+
+
+def gradients(function, inputs, upstream):
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    return [out, *torch.autograd.grad(out, inputs, upstream)]
+
+
+@pytest.mark.parametrize("rate", [0.1, RATE, 0.9])
+def test_dropout_when_training_then_drops_its_share_and_keeps_the_mean(rate):
+    torch.manual_seed(0)
+    dropped = Dropout(rate).train()(torch.ones(1001, 1003))
+    assert float((dropped == 0).double().mean()) == pytest.approx(rate, abs=0.002)
+    assert float(dropped.mean()) == pytest.approx(1, abs=0.02)
+    assert dropped.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
+
+
+def test_dropout_when_drawn_then_neighbours_are_independent_and_a_seed_gives_the_same():
+    factors = drawn_factors((1000, 1000))
+    kept = (factors > 0).double()
+    for apart in (1, 2, 4):
+        both = float((kept[:, :-apart] * kept[:, apart:]).mean())
+        assert both == pytest.approx((1 - RATE) ** 2, abs=0.003)
+    assert torch.equal(factors, drawn_factors((1000, 1000)))
+    assert not torch.equal(factors, drawn_factors((1000, 1000), seed=1))
+
+
+def test_dropout_when_evaluating_or_at_rate_zero_then_changes_nothing_and_draws_nothing():
+    x = torch.randn(3, 5)
+    before = torch.get_rng_state()
+    assert torch.equal(Dropout(RATE).eval()(x), x)
+    assert torch.equal(Dropout(0.0).train()(x), x)
+    assert torch.equal(relu_dropout(x, 0.0), x.relu())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_when_differentiated_then_the_gradient_passes_where_the_value_did():
+    x, upstream = torch.randn(7, 9), torch.randn(7, 9)
+    factors = drawn_factors(x.shape)
+    torch.manual_seed(0)
+    out, grad = gradients(Dropout(RATE).train(), [x], upstream)
+    torch.testing.assert_close(out, x * factors)
+    torch.testing.assert_close(grad, upstream * factors)
+
+
+def test_relu_dropout_when_differentiated_then_equals_the_two_after_one_another():
+    x, upstream = torch.randn(7, 9), torch.randn(7, 9)
+    factors = drawn_factors(x.shape)
+    torch.manual_seed(0)
+    out, grad = gradients(lambda x: relu_dropout(x, RATE), [x], upstream)
+    torch.testing.assert_close(out, x.relu() * factors)
+    torch.testing.assert_close(grad, upstream * factors * (x > 0))
+
+
+@pytest.mark.parametrize("masked", ["nothing", "columns", "pairs"])
+def test_attention_when_its_weights_are_dropped_then_equals_the_formula(masked):
+    torch.manual_seed(1)
+    q, upstream = torch.randn(2, 3, 6, 4), torch.randn(2, 3, 6, 4)
+    k, v = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 8, 4)
+    mask = {"nothing": None, "columns": torch.rand(2, 1, 1, 8) < 0.7, "pairs": torch.rand(2, 1, 6, 8) < 0.7}
+    mask = mask[masked]
+    # each utterance draws its own mask, one after the other
+    torch.manual_seed(0)
+    dropout = Dropout(RATE).train()
+    factors = torch.stack([dropout(torch.ones(3, 6, 8)) for _ in range(2)])
+
+    def formula(q, k, v):
+        scores = q @ k.transpose(-1, -2) / 2
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return (scores.softmax(-1) * factors) @ v
+
+    torch.manual_seed(0)
+    ours = gradients(lambda *inputs: attention(*inputs, mask, RATE), [q, k, v], upstream)
+    for own, expected in zip(ours, gradients(formula, [q, k, v], upstream), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_when_in_bfloat16_then_is_near_float32():
+    q, k, v = torch.randn(3, 2, 4, 40, 16).bfloat16()
+    upstream = torch.randn(2, 4, 40, 16).bfloat16()
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(0)
+        inputs = [x.to(dtype) for x in (q, k, v)]
+        results.append(gradients(lambda *inputs: attention(*inputs, None, RATE), inputs, upstream.to(dtype)))
+    for low, high in zip(*results, strict=True):
+        assert low.dtype == torch.bfloat16
+        assert float((low.float() - high).detach().norm() / high.detach().norm()) < 0.02
+
+
+def test_attention_without_dropout_then_is_pytorchs_own():
+    q, k, v = torch.randn(3, 2, 3, 6, 4)
+    assert torch.equal(attention(q, k, v, None, 0.0), F.scaled_dot_product_attention(q, k, v))

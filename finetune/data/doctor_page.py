@@ -4,17 +4,15 @@ Nothing is fetched: pictures are inline SVG, sounds are in the page as mp3. It h
 about four megabytes.
 """
 
-import base64
-import io
 from html import escape
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from finetune.data.doctor import FAULTS, MAX_EDGE_SEC, Diagnosis
 from finetune.data.doctor_report import heard_worst, statistics, worst_first
 from finetune.data.measures import ClipReport
+from finetune.standalone import audio_player, html_page
 from vallex.codec.audio import load_audio
 from vallex.errors import AudioError
 from vallex.files import atomic_write
@@ -27,42 +25,20 @@ _BINS = 24
 _WIDTH, _HEIGHT, _PAD = 320, 150, 24
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1d2430; --paper: #fbfbf9; --line: #d5d8dd; --bar: #3f6fb5;
-  --soft: #667080; --bad: #b3261e; --warn: #8a5a00; --card: #ffffff; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7ec; --paper: #15181d; --line: #343a44;
-  --bar: #7ea6e0; --soft: #9aa4b2; --bad: #ff8a80; --warn: #f0b849; --card: #1d2127; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 1.5rem 1rem 4rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; }
-h2 { font-size: 1.15rem; margin: 2.25rem 0 .75rem; }
-.lead { color: var(--soft); margin: 0; }
 .facts { display: grid; gap: .75rem; margin: 1.25rem 0 0;
   grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
-.facts div, figure, .clip { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
-.facts div { padding: .6rem .8rem; }
+.facts div { padding: .6rem .8rem; background: var(--card); border: 1px solid var(--line);
+  border-radius: .5rem; }
 .facts dt { color: var(--soft); font-size: .85rem; }
 .facts dd { margin: 0; font-size: 1.15rem; }
 .charts { display: grid; gap: .75rem;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); }
-figure { margin: 0; padding: .75rem; }
-figcaption { font-size: .9rem; margin-bottom: .25rem; }
 svg { width: 100%; height: auto; display: block; }
 svg text { fill: var(--soft); font-size: 11px; }
 svg rect { fill: var(--bar); }
 svg line { stroke: var(--line); }
-.clip { padding: .75rem .9rem; margin-bottom: .75rem; }
-.clip header { display: flex; flex-wrap: wrap; gap: .25rem .75rem; }
-.clip p { margin: .35rem 0 0; }
-.clip audio { width: 100%; max-width: 30rem; margin-top: .5rem; display: block; }
-.name { font-weight: 600; }
-.label { color: var(--soft); font-size: .85rem; }
 .blocks { color: var(--bad); }
 .warns { color: var(--warn); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; vertical-align: top; padding: .35rem .6rem; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; }
 td:first-child { white-space: nowrap; }
 td.file, td.value { min-width: 10rem; }
 """
@@ -88,13 +64,7 @@ def page_of(diagnosis: Diagnosis) -> str:
         *_clips(diagnosis),
         *_faults(diagnosis),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}: vallex doctor</title><style>{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
-    )
+    return html_page(f"{diagnosis.data.resolve().name}: vallex doctor", _STYLE, body)
 
 
 def _facts(diagnosis: Diagnosis) -> str:
@@ -207,10 +177,7 @@ def _player(path: Path) -> str:
         wav = load_audio(path, _RATE_HZ, end_sec=MAX_PLAYED_SEC)
     except AudioError:
         return ""
-    packed = io.BytesIO()
-    soundfile.write(packed, wav.numpy(), _RATE_HZ, format="MP3")
-    data = base64.b64encode(packed.getvalue()).decode()
-    return f'<audio controls preload="metadata" src="data:audio/mpeg;base64,{data}"></audio>'
+    return audio_player(wav.numpy(), _RATE_HZ, path.stem)
 
 
 def _faults(diagnosis: Diagnosis) -> list[str]:

@@ -113,11 +113,19 @@ class FinetuneConfig:
 
     seed: int = setting(0, "of the order of batches, of prefixes and of dropout", low=0)
     precision: str = setting("fp32", "of the forward and backward passes", choices=("fp32", "bf16", "fp16"))
-    max_batch_sec: float = setting(20.0, "seconds of speech in a batch, padding included", low=1.0)
+    max_batch_sec: float | None = setting(
+        20.0,
+        "seconds of speech in a batch, padding included; auto for what memory allows, at most 80",
+        low=1.0,
+        none_word="auto",
+    )
     num_buckets: int = setting(10, "groups of like duration that batches come from", low=1)
     log_every: int = setting(10, "optimizer steps between two lines of the log", low=1)
     keep: int = setting(
         2, "newest checkpoints kept by their step, beside best and last; one a validation", low=0
+    )
+    max_faults: int = setting(
+        3, "steps of a stage that may be left out because they are not finite, before the run ends", low=0
     )
     from_scratch: bool = setting(
         False, "draw the weights anew; only the sizes are the checkpoint's (with none, the released model's)"

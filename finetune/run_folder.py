@@ -3,6 +3,7 @@
 config.json      what was asked for: settings, preset, data, checkpoint, stages
 metrics.jsonl    a line a log interval and a validation
 checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an adapter is a folder
+faults/          batches of steps that were not finite, for inspection
 state-ar.pt      what a stopped stage goes on from; gone when the stage is done
 result.json      what was run on what, and how it ended
 """
@@ -11,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +141,15 @@ class RunFolder:
             ) from error
         self._cut_log(stage, state["state"]["step"])
         return state
+
+    def save_fault(self, stage: str, step: int, content: dict) -> Path:
+        """Writes the batches of a step that was not finite, and returns where."""
+        import torch
+
+        path = self.path / "faults" / f"{stage}-step-{step}.pt"
+        with suppress(OSError, RuntimeError), atomic_write(path) as temporary:
+            torch.save(content, temporary)  # for inspection: no room for it is no reason to end
+        return path
 
     def remove_state(self, stage: str) -> None:
         """Removes what a stage that is done would go on from."""

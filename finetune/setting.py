@@ -11,10 +11,28 @@ _WORDS = {"true": True, "false": False}
 
 
 def setting(
-    default, help: str, *, low=None, high=None, choices: Sequence[str] = (), open_prefix: str | None = None
+    default,
+    help: str,
+    *,
+    low=None,
+    high=None,
+    choices: Sequence[str] = (),
+    open_prefix: str | None = None,
+    none_word: str = "none",
 ):
-    """A field with what `--set` needs to know of it. `open_prefix` begins what is allowed beside choices."""
-    metadata = {"help": help, "low": low, "high": high, "choices": tuple(choices), "open_prefix": open_prefix}
+    """A field with what `--set` needs to know of it.
+
+    open_prefix: begins what is allowed beside choices
+    none_word: how None is written, where it is allowed
+    """
+    metadata = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": tuple(choices),
+        "open_prefix": open_prefix,
+        "none_word": none_word,
+    }
     return field(default=default, metadata=metadata)
 
 
@@ -28,7 +46,7 @@ def parse_setting(field_: Field, value: object):
             hint = nearest_hint(str(value), meta["choices"])
             raise ValueError(f"it must be one of {allowed_text(field_)}.{hint}")
         return value
-    if types.NoneType in kinds and (value is None or str(value).lower() == "none"):
+    if types.NoneType in kinds and (value is None or str(value).lower() == meta["none_word"]):
         return None
     if kinds[0] is str:
         if not isinstance(value, str):
@@ -57,14 +75,14 @@ def allowed_text(field_: Field) -> str:
         span = "a whole number" if kind is int else "a number"
         span += "" if meta["low"] is None else f" of at least {meta['low']:g}"
         span += "" if meta["high"] is None else f", at most {meta['high']:g}"
-    return span + (", or none" if field_.default is None else "")
+    return span + (f", or {meta['none_word']}" if types.NoneType in _kinds(field_) else "")
 
 
 def default_text(field_: Field) -> str:
     """A setting's default as it would be written behind `--set`."""
     default = field_.default
     if default is None:
-        return "none"
+        return field_.metadata["none_word"]
     if isinstance(default, bool):
         return str(default).lower()
     return f"{default:g}" if isinstance(default, float) else str(default) or "''"

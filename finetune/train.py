@@ -7,12 +7,9 @@ with a stage's state: a run that was stopped goes on as if it had not been.
 
 import math
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import islice
-
-import torch
 
 from finetune.config import FinetuneConfig
 from finetune.data.dataset import train_batches, valid_batches
@@ -20,9 +17,10 @@ from finetune.data.prepared import PreparedSet
 from finetune.display import Display
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
-from finetune.optim import schedule_factor
+from finetune.probe import estimate_stage, fit_to_memory
 from finetune.run_folder import RunFolder
-from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_up_stage
+from finetune.stepping import Step, take_step
+from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec, set_up_stage
 from vallex.errors import TrainingError
 from vallex.model.batch import Batch
 from vallex.model.network import VALLE
@@ -69,8 +67,11 @@ def train_stage(
     """
     trainer = set_up_stage(stage, config, model, data, folder, display)
     state = trainer.state
+    if state.base is None and config.max_batch_sec is None:
+        set_batch_sec(trainer, fit_to_memory(trainer))
     display.stage_started(stage, state.step, trainer.total_steps, _groups(trainer))
     if state.base is None:
+        display.note(str(estimate_stage(trainer)))
         _check_evaluation(trainer)
         state.base = _score(trainer).to_dict()
         folder.log({"stage": stage, "kind": "valid", "step": 0, **state.base})
@@ -79,11 +80,11 @@ def train_stage(
 
     batches = _endless_batches(trainer)
     while state.step < trainer.total_steps and not stop.is_set and not _is_out_of_patience(trainer):
-        learning_rate, grad_norm = _step(trainer, batches)
+        step = take_step(trainer, batches)
         is_last = state.step == trainer.total_steps
         is_validated = is_last or state.step % _validation_interval(trainer) == 0
         if state.step % config.log_every == 0 or is_validated:
-            _log(trainer, learning_rate, grad_norm)
+            _log(trainer, step)
         if is_validated:
             _validate(trainer)
         display.stepped(state.step)
@@ -92,7 +93,6 @@ def train_stage(
             f"{stage.upper()}: ended at step {state.step}, {state.num_since_best} validations after its best"
         )
     if stop.is_set:
-        _check_finite(trainer, float(trainer.window[0]), "loss")
         save_state(trainer)
     trainer.accelerator.free_memory()
     return state
@@ -117,62 +117,12 @@ def _endless_batches(trainer: Trainer) -> Iterator[Batch]:
         state.epoch, state.batch = state.epoch + 1, 0
 
 
-def _step(trainer: Trainer, batches: Iterator[Batch]) -> tuple[float, torch.Tensor]:
-    """One optimizer step; returns its learning rate and gradient norm (a tensor: nothing waits for it)."""
-    began = time.monotonic()
-    accelerator, state, settings = trainer.accelerator, trainer.state, trainer.stage_config
-    trainer.wrapped.train()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros_like(trainer.window)
-    # sums of cross entropy are large: a constant keeps fp16 gradients in range until the division below
-    scale = trainer.config.max_batch_sec * 75
-    for micro in range(settings.accumulate):
-        batch = next(batches).to(accelerator.device, non_blocking=True)
-        is_synced = micro == settings.accumulate - 1
-        with nullcontext() if is_synced else accelerator.no_sync(trainer.wrapped):
-            out = trainer.wrapped(
-                batch,
-                0 if trainer.stage == "ar" else None,
-                generator=trainer.draws,
-                label_smoothing=settings.label_smoothing,
-            )
-            # of the NAR's heads a step has one: where only others are trained, it has no gradient
-            if out.loss.requires_grad:
-                accelerator.backward(out.loss / scale)
-        sums += torch.stack([out.loss.detach(), out.num_targets, out.top10_correct, out.num_frames])
-    num_targets = accelerator.reduce(sums[1], reduction="sum").clamp(min=1)
-    parameters = [p for p in trainer.model.parameters() if p.grad is not None]
-    accelerator.unscale_gradients(trainer.optimizer)
-    if parameters:
-        factor = scale * accelerator.num_processes / num_targets
-        torch._foreach_mul_([p.grad for p in parameters], factor)
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
-    learning_rate = settings.lr * schedule_factor(
-        settings.schedule,
-        state.step,
-        total_steps=trainer.total_steps,
-        warmup_steps=settings.warmup_steps,
-        epoch=state.epoch,
-        d_model=trainer.model.config.d_model,
-    )
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = learning_rate * group["lr_factor"]
-    if parameters:
-        trainer.optimizer.step()
-    state.step += 1
-    if trainer.average is not None:
-        trainer.average.update(state.step)
-    trainer.window += sums
-    state.seconds += time.monotonic() - began
-    return learning_rate, grad_norm
-
-
-def _log(trainer: Trainer, learning_rate: float, grad_norm: torch.Tensor) -> None:
-    """A line of the log for the steps since the last; TrainingError where their loss is not finite."""
+def _log(trainer: Trainer, step: Step) -> None:
+    """A line of the log for the steps since the last."""
     sums = trainer.accelerator.reduce(trainer.window, reduction="sum")
     loss, num_targets, top10, num_frames = sums.tolist()
     trainer.window.zero_()
-    state, norm = trainer.state, float(grad_norm)
+    state, norm = trainer.state, step.grad_norm
     scored = num_frames if trainer.stage == "ar" else num_targets
     line = {
         "stage": trainer.stage,
@@ -180,13 +130,12 @@ def _log(trainer: Trainer, learning_rate: float, grad_norm: torch.Tensor) -> Non
         "step": state.step,
         "loss": loss / max(num_targets, 1),
         "top10": top10 / max(scored, 1),
-        "lr": learning_rate,
+        "lr": step.learning_rate,
         # fp16 overflows until it has found its scale; JSON knows no infinity
         "grad_norm": norm if math.isfinite(norm) else None,
         "epoch": state.epoch,
         "seconds": round(state.seconds, 3),
     }
-    _check_finite(trainer, line["loss"], "loss")
     trainer.folder.log(line)
     trainer.display.logged(line)
 

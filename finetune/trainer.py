@@ -5,7 +5,7 @@ came between, setting up again writes what the state speaks of.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -24,6 +24,9 @@ from vallex.errors import ConfigError
 from vallex.model.network import VALLE
 from vallex.text import TextCollator
 
+FIRST_AUTO_SEC = 20.0
+"""A batch, until it is known how much there is memory for (`max_batch_sec=auto`)."""
+
 
 @dataclass(kw_only=True)
 class TrainState:
@@ -41,6 +44,12 @@ class TrainState:
     last: dict | None = None
     num_since_best: int = 0
     """Validations since then."""
+    batch_sec: float = 0.0
+    """Seconds of speech in a batch, from the settings or as much as memory allows."""
+    num_parts: int = 1
+    """Parts in which a batch is computed, since one had no room."""
+    num_faults: int = 0
+    """Steps left out because they were not finite."""
 
 
 @dataclass(kw_only=True)
@@ -64,10 +73,10 @@ class Trainer:
     window: torch.Tensor
     """[4] float32: loss, targets, hits and frames since the last line of the log. It stays on the device,
     because reading it waits for it."""
-    steps_per_epoch: int
-    total_steps: int
     folder: RunFolder
     display: Display
+    steps_per_epoch: int = 0
+    total_steps: int = 0
 
 
 def make_accelerator(precision: str, *, find_unused: bool = False) -> Accelerator:
@@ -120,7 +129,7 @@ def set_up_stage(
         bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
     )
     batching = BatchSettings(
-        max_duration_sec=config.max_batch_sec,
+        max_duration_sec=config.max_batch_sec or FIRST_AUTO_SEC,
         num_buckets=config.num_buckets,
         seed=config.seed,
         rank=accelerator.process_index,
@@ -128,11 +137,6 @@ def set_up_stage(
     )
     train_set = CodesDataset(
         data.train, collator, with_prompts=stage == "nar" and model.config.prefix_mode == 4, seed=config.seed
-    )
-    accumulate = stage_config.accumulate
-    # a step may take its batches from two epochs, so that only the last one goes beyond them
-    num_batches = count_batches(
-        train_set.cuts, batching, stage_config.max_epochs, (stage_config.max_steps or math.inf) * accumulate
     )
     trainer = Trainer(
         stage=stage,
@@ -150,14 +154,26 @@ def set_up_stage(
         draws=draws,
         state=TrainState(stage=stage),
         window=torch.zeros(4, device=accelerator.device),
-        steps_per_epoch=math.ceil(count_batches(train_set.cuts, batching, 1) / accumulate),
-        total_steps=math.ceil(num_batches / accumulate),
         folder=folder,
         display=display,
     )
     if saved:
         _restore(trainer, saved)
+    set_batch_sec(trainer, trainer.state.batch_sec or batching.max_duration_sec)
     return trainer
+
+
+def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
+    """Sets the seconds of speech in a batch, and with them how many steps there are."""
+    settings = trainer.stage_config
+    trainer.state.batch_sec = batch_sec
+    trainer.batching = replace(trainer.batching, max_duration_sec=batch_sec)
+    # a step may take its batches from two epochs, so that only the last one goes beyond them
+    cuts, accumulate = trainer.train_set.cuts, settings.accumulate
+    most = (settings.max_steps or math.inf) * accumulate
+    num_batches = count_batches(cuts, trainer.batching, settings.max_epochs, most)
+    trainer.steps_per_epoch = math.ceil(count_batches(cuts, trainer.batching, 1) / accumulate)
+    trainer.total_steps = math.ceil(num_batches / accumulate)
 
 
 def _restore(trainer: Trainer, saved: dict) -> None:

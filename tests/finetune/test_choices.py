@@ -273,9 +273,9 @@ def test_gradient_checkpointing_when_on_then_the_run_is_the_same(run, read_weigh
         vallex.model.layers, "checkpoint", lambda *a, **k: calls.append(1) or original(*a, **k)
     )
     with_it = read_weights(run("with", gradient_checkpointing=True))
-    assert len(calls) == 12  # of one layer, in two batches a step
+    assert len(calls) == 13  # of one layer, in two batches a step, and once to see what it takes
     without = read_weights(run("without"))
-    assert len(calls) == 12
+    assert len(calls) == 13
     assert all(torch.equal(with_it[name], without[name]) for name in without)
 
 
@@ -356,3 +356,14 @@ def test_average_when_best_then_the_tables_say_so(run):
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(run_tables(read_result(run_dir)))
     assert "best (running)" in console.export_text()
+
+
+def test_max_faults_when_none_then_the_first_fault_ends_the_run(run, monkeypatch):
+    from finetune import stepping
+
+    normalize = stepping._normalize
+    monkeypatch.setattr(stepping, "_normalize", lambda *of: (normalize(*of)[0], False))
+    with pytest.raises(TrainingError, match=r"at step 1: first in the sum of the losses\."):
+        run("none", max_faults=0)
+    with pytest.raises(TrainingError, match=r"at step 3: "):
+        run("two", max_faults=2)

@@ -66,6 +66,7 @@ ON_TOP_OF = {
 """Settings that count only beside others, and another value."""
 
 OF_ANOTHER_TEST = {
+    "max_faults": "test_max_faults_when_none_then_the_first_fault_ends_the_run",
     "keep": "test_keep_when_set_then_the_newest_steps_stay",
     "untie_heads": "test_untied_heads_when_trained_then_leave_the_embeddings",
     "from_scratch": "test_from_scratch_when_on_then_only_the_sizes_are_the_checkpoints",

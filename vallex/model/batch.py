@@ -1,6 +1,7 @@
 """What one training or evaluation step reads: padded text, codes and languages of a few utterances."""
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,3 +39,31 @@ class Batch:
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
+
+    def split(self, num_parts: int) -> list["Batch"]:
+        """The same utterances in so many batches, or as many as there are, without needless padding."""
+        num_rows = len(self.text)
+        if num_parts == 1:
+            return [self]
+        edges = [num_rows * part // num_parts for part in range(num_parts + 1)]
+        return [self._rows(first, last) for first, last in pairwise(edges) if last > first]
+
+    def _rows(self, first: int, last: int) -> "Batch":
+        num_phonemes = int(self.text_lens[first:last].max())
+        num_frames = int(self.code_lens[first:last].max())
+        prompt_codes, prompt_lens = self.prompt_codes, self.prompt_lens
+        if prompt_codes is not None:
+            prompt_codes = prompt_codes[first:last]
+        if prompt_lens is not None:
+            prompt_lens = prompt_lens[first:last]
+            prompt_codes = prompt_codes[:, : int(prompt_lens.max())]
+        return Batch(
+            text=self.text[first:last, :num_phonemes],
+            text_lens=self.text_lens[first:last],
+            codes=self.codes[first:last, :num_frames],
+            code_lens=self.code_lens[first:last],
+            language=self.language[first:last, :num_phonemes],
+            prompt_codes=prompt_codes,
+            prompt_lens=prompt_lens,
+            ids=self.ids[first:last],
+        )

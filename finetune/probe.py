@@ -1,0 +1,175 @@
+"""What a stage will need, measured before it starts: one forward and backward pass of its longest batch.
+
+Memory is counted as what the pass keeps for its backward half, which is known on every device and without
+filling it; what is short-lived is a share on top (OVERHEAD).
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from lhotse import CutSet
+
+from finetune.data.dataset import CodesDataset, plan_epoch, plan_validation
+from finetune.stepping import ADVICE
+from finetune.trainer import FIRST_AUTO_SEC, Trainer
+from vallex.errors import TrainingError
+
+OVERHEAD = 1.3
+"""Peak memory of a pass over what it keeps: gradients of activations, logits."""
+USABLE = 0.8
+"""Of the memory that is free, what a batch may plan to take."""
+MAX_AUTO_SEC = 80.0
+"""More seconds in a batch make a fine-tuning run no better: its steps become few."""
+NUM_OPTIMIZER_COPIES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a stage is expected to take.
+
+    num_steps: optimizer steps; batch_sec: seconds of speech in a batch, with padding, at the most
+    seconds: of work, validations included, samples and scores not
+    memory_bytes: at the peak, the model included; free_bytes: what is free for it, the model included
+    """
+
+    stage: str
+    num_steps: int
+    batch_sec: float
+    seconds: float
+    memory_bytes: int
+    free_bytes: int
+
+    def __str__(self) -> str:
+        is_short = self.memory_bytes > self.free_bytes
+        short = " (too little: batches will be computed in parts)" if is_short else ""
+        return (
+            f"{self.stage.upper()}: {self.num_steps} steps on batches of up to {self.batch_sec:g} s; about "
+            f"{_duration(self.seconds)} and {self.memory_bytes / 1e9:.1f} GB of the "
+            f"{self.free_bytes / 1e9:.1f} GB that are free{short}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """kept_bytes: by one pass for its backward half; batch_sec: with padding; seconds: that it took."""
+
+    kept_bytes: int
+    batch_sec: float
+    seconds: float
+
+
+def estimate_stage(trainer: Trainer) -> Estimate:
+    """Measures a stage that is set up; leaves its generators, gradients and statistics as they were."""
+    one = _measure(trainer, trainer.batching.max_duration_sec)
+    settings, state = trainer.stage_config, trainer.state
+    plan = plan_epoch(trainer.train_set.cuts, trainer.batching, 0)
+    mean_sec = sum(_padded_sec(cuts) for cuts in plan) / len(plan)
+    valid_sec = sum(_padded_sec(cuts) for cuts in plan_validation(trainer.valid_set.cuts, trainer.batching))
+    second = one.seconds / one.batch_sec
+    num_steps = max(trainer.total_steps - state.step, 0)
+    # a pass without its backward half is a third of the work; the NAR's validation has every codebook
+    passes = 1 if trainer.stage == "ar" else trainer.model.config.num_quantizers - 1
+    interval = settings.validate_every or trainer.steps_per_epoch
+    validations = 1 + -(-num_steps // interval)
+    kept = one.kept_bytes / one.batch_sec * trainer.batching.max_duration_sec
+    return Estimate(
+        stage=trainer.stage,
+        num_steps=num_steps,
+        batch_sec=trainer.batching.max_duration_sec,
+        seconds=second * (num_steps * settings.accumulate * mean_sec + validations * passes * valid_sec / 3),
+        memory_bytes=int(_model_bytes(trainer) + _training_bytes(trainer) + OVERHEAD * kept),
+        free_bytes=int(_model_bytes(trainer) + _free_bytes(trainer)),
+    )
+
+
+def fit_to_memory(trainer: Trainer) -> float:
+    """The seconds a batch for which every process has memory, MAX_AUTO_SEC at the most."""
+    one = _measure(trainer, FIRST_AUTO_SEC)
+    room = USABLE * _free_bytes(trainer) - _training_bytes(trainer)
+    seconds = min(max(room / (OVERHEAD * one.kept_bytes / one.batch_sec), 1.0), MAX_AUTO_SEC)
+    seconds = torch.tensor([float(int(seconds))], device=trainer.accelerator.device)
+    return float(trainer.accelerator.gather(seconds).min())
+
+
+def _measure(trainer: Trainer, max_duration_sec: float) -> _Pass:
+    """The longest batch of so many seconds, or of half as many where they have no room."""
+    while True:
+        batching = replace(trainer.batching, max_duration_sec=max_duration_sec, rank=0, world_size=1)
+        cuts = plan_validation(trainer.train_set.cuts, batching)[0]
+        try:
+            return _measure_batch(trainer, cuts)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(cuts) == 1:
+                raise TrainingError(
+                    f"the {trainer.stage.upper()} has no room for one clip of {cuts[0].duration:.1f} s: "
+                    f"{ADVICE}"
+                ) from error
+        finally:
+            trainer.optimizer.zero_grad(set_to_none=True)
+        max_duration_sec /= 2
+
+
+def _measure_batch(trainer: Trainer, cuts: CutSet) -> _Pass:
+    model, device = trainer.model, trainer.accelerator.device
+    # a set of its own: prompts are drawn by epoch, and nothing of the run's may move
+    batch = CodesDataset(list(cuts), trainer.train_set.collator)[cuts].to(device)
+    kept: dict[int, int] = {}
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    with torch.random.fork_rng():
+        began = time.monotonic()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            stage = 0 if trainer.stage == "ar" else 1
+            loss = model(batch, stage, generator=torch.Generator().manual_seed(0)).loss
+        if loss.requires_grad:
+            loss.backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.monotonic() - began
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return _Pass(kept_bytes=sum(kept.values()), batch_sec=_padded_sec(cuts), seconds=seconds)
+
+
+def _padded_sec(cuts: Sequence) -> float:
+    return max(cut.duration for cut in cuts) * len(cuts)
+
+
+def _model_bytes(trainer: Trainer) -> int:
+    return sum(p.nbytes for p in trainer.model.parameters())
+
+
+def _training_bytes(trainer: Trainer) -> int:
+    """Gradients, optimizer and averages of what is trained, before any of it is there."""
+    trained = sum(p.nbytes for group in trainer.groups for p in group.parameters)
+    return trained * (1 + NUM_OPTIMIZER_COPIES + (trainer.average is not None))
+
+
+def _free_bytes(trainer: Trainer) -> int:
+    """What is free now, for this process."""
+    device = trainer.accelerator.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // trainer.accelerator.num_processes
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

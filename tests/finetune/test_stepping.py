@@ -1,0 +1,217 @@
+"""What goes wrong in a step: no memory, numbers that are not finite. The run goes on, or says why not."""
+
+import math
+
+import pytest
+import torch
+
+from finetune import probe, stepping
+from finetune.data.prepared import load_prepared
+from finetune.display import Display
+from finetune.results import read_result
+from finetune.run import finetune
+from vallex.errors import TrainingError
+from vallex.model.batch import Batch
+from vallex.model.checkpoint import load_model
+from vallex.model.network import VALLE
+
+
+class Notes(Display):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def usual(make_spec, make_config, tmp_path):
+    """A spec of a short AR run without what is drawn, so that two ways to one step can be compared."""
+
+    def make(name="run", **settings):
+        ar = {"dropout": 0.0, "max_steps": 4} | settings.pop("ar", {})
+        return make_spec(tmp_path, name, config=make_config(ar=ar, **settings), stages=("ar",))
+
+    return make
+
+
+def out_of_memory_above(num_rows):
+    """VALLE.forward on a device that has room for so many utterances in training."""
+    original = VALLE.forward
+
+    def forward(self, batch, *args, **kwargs):
+        out = original(self, batch, *args, **kwargs)
+        if self.training and torch.is_grad_enabled() and len(batch.text) > num_rows:
+            out.loss.backward()  # as far as it came
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return out
+
+    return forward
+
+
+def test_step_when_memory_is_short_then_goes_on_in_parts_with_the_same_weights(
+    usual, monkeypatch, read_weights, tmp_path
+):
+    sgd = {"optimizer": "torch.SGD", "lr": 0.1}  # Adam makes much of gradients that are noise
+    finetune(usual("whole", ar=sgd, max_batch_sec=4.0), Display())
+    notes = Notes()
+    monkeypatch.setattr(VALLE, "forward", out_of_memory_above(1))
+    finetune(usual("parts", ar=sgd, max_batch_sec=4.0), notes)
+    assert any("is computed in 2 parts" in line for line in notes.lines)
+    whole, parts = (
+        read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("whole", "parts")
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0, msg=name)
+
+
+def test_step_when_one_clip_has_no_room_then_says_its_length_and_what_to_do(usual, monkeypatch):
+    monkeypatch.setattr(VALLE, "forward", out_of_memory_above(0))
+    monkeypatch.setattr(
+        probe, "_measure_batch", lambda trainer, cuts: probe._Pass(kept_bytes=1, batch_sec=1, seconds=1)
+    )
+    with pytest.raises(
+        TrainingError, match=r"at step 1 of the AR: no room for one clip alone; .* has \d\.\d s\. set grad"
+    ):
+        finetune(usual(), Display())
+
+
+def test_probe_when_one_clip_has_no_room_then_says_so_before_training(usual, monkeypatch, tmp_path):
+    monkeypatch.setattr(VALLE, "forward", out_of_memory_above(0))
+    with pytest.raises(
+        TrainingError, match=r"the AR has no room for one clip of \d\.\d s: set gradient_check"
+    ):
+        finetune(usual(), Display())
+    assert read_result(tmp_path / "run").phases[0].steps == 0
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Makes the numbers of some steps infinite, in the output of one module."""
+
+    def at(*steps, module="ar.decoder.layers.0"):
+        seen, original = [], stepping._accumulate
+
+        def accumulate(trainer, held):
+            seen.append(None)
+            hook = trainer.model.get_submodule(module).register_forward_hook(lambda *of: of[-1] * math.inf)
+            if len(seen) not in steps:
+                hook.remove()
+            sums = original(trainer, held)
+            if len(seen) not in steps:
+                return sums
+            trainer.display.poisoned = hook  # it stays until its fault was looked for
+            return sums
+
+        find = stepping._find_fault
+
+        def find_and_heal(trainer, *rest):
+            found = find(trainer, *rest)
+            trainer.display.poisoned.remove()
+            return found
+
+        monkeypatch.setattr(stepping, "_accumulate", accumulate)
+        monkeypatch.setattr(stepping, "_find_fault", find_and_heal)
+
+    return at
+
+
+def test_step_when_not_finite_then_is_left_out_and_told_and_saved(usual, poison, tmp_path, read_log):
+    poison(2)
+    notes = Notes()
+    assert finetune(usual(), notes).status == "done"
+    [told] = [line for line in notes.lines if "not finite" in line]
+    assert "at step 2: first in the output of ar.decoder.layers.0." in told
+    assert told.endswith("the step is left out (1 of 3)")
+    [fault] = [line for line in read_log(tmp_path / "run") if line["kind"] == "fault"]
+    assert (fault["step"], fault["where"]) == (2, "in the output of ar.decoder.layers.0")
+    saved = torch.load(tmp_path / "run/faults/ar-step-2.pt", weights_only=True)
+    batch = Batch(**saved["batches"][0])
+    assert len(batch.ids) == len(batch.text)
+    assert all(p.isfinite().all() for p in load_model(tmp_path / "run").state_dict().values())
+
+
+def test_step_when_not_finite_then_leaves_weights_and_moments_as_they_were(
+    usual, poison, tmp_path, read_weights
+):
+    finetune(usual("before", ar={"max_steps": 1, "schedule": "constant"}), Display())
+    poison(2)
+    finetune(usual("left", ar={"max_steps": 2, "schedule": "constant"}), Display())
+    before, left = (
+        read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("before", "left")
+    )
+    assert all(torch.equal(before[name], left[name]) for name in before)
+
+
+def test_steps_when_too_many_are_not_finite_then_the_run_ends_and_can_go_on(usual, poison, tmp_path):
+    poison(3, 4)
+    spec = usual(max_faults=1)
+    with pytest.raises(TrainingError, match=r"at step 4: .*\(max_faults=1 such steps are left out\)"):
+        finetune(spec, Display())
+    result = read_result(tmp_path / "run")
+    assert (result.status, result.phases[0].last["step"]) == ("failed", 2)
+    assert finetune(spec, Display(), resume=True).status == "done"
+
+
+def test_weights_when_not_finite_then_no_step_is_left_out(usual, monkeypatch):
+    def explode(kind, step, **_):
+        return 1.0 if step != 1 else 1e45
+
+    monkeypatch.setattr(stepping, "schedule_factor", explode)
+    with pytest.raises(TrainingError, match=r"at step 3: first in the weights ar\."):
+        finetune(usual(ar={"validate_every": 4}), Display())
+
+
+@pytest.mark.parametrize(("free_gb", "batch_sec"), [(1000, probe.MAX_AUTO_SEC), (0.02, None), (1e-9, 1.0)])
+def test_max_batch_sec_when_auto_then_is_what_memory_allows(usual, monkeypatch, tmp_path, free_gb, batch_sec):
+    monkeypatch.setattr(probe, "_free_bytes", lambda trainer: int(free_gb * 1e9))
+    notes = Notes()
+    assert finetune(usual(max_batch_sec=None), notes).status == "done"
+    [told] = [line for line in notes.lines if line.startswith("AR: ") and "about" in line]
+    found = float(told.split("batches of up to ")[1].split(" s;")[0])
+    if batch_sec is None:
+        assert 1.0 < found < probe.MAX_AUTO_SEC
+    else:
+        assert found == batch_sec
+
+
+def test_run_when_auto_and_resumed_then_keeps_the_size_it_found(usual, monkeypatch, tmp_path, read_weights):
+    for name, free_gb in (("once", 0.02), ("twice", 0.02)):
+        monkeypatch.setattr(probe, "_free_bytes", lambda trainer, free_gb=free_gb: int(free_gb * 1e9))
+        spec = usual(name, max_batch_sec=None)
+        if name == "once":
+            finetune(spec, Display())
+            continue
+
+        class Stop(Display):
+            def stepped(self, step):
+                if step == 2:
+                    raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            finetune(spec, Stop())
+        monkeypatch.setattr(probe, "_free_bytes", lambda trainer: 1)
+        finetune(spec, Display(), resume=True)
+    once, twice = (
+        read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("once", "twice")
+    )
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+def test_batch_when_split_then_has_the_same_rows_without_needless_padding(tiny_prepared):
+    from finetune.data.dataset import CodesDataset
+    from vallex.text import TextCollator
+
+    data = load_prepared(tiny_prepared)
+    batch = CodesDataset(data.train, TextCollator())[data.train]
+    parts = batch.split(3)
+    assert [name for part in parts for name in part.ids] == list(batch.ids)
+    for part in parts:
+        assert part.text.shape[1] == part.text_lens.max()
+        assert part.codes.shape[1] == part.code_lens.max()
+    row = parts[1]
+    place = len(parts[0].ids)
+    assert torch.equal(row.codes[0], batch.codes[place, : row.codes.shape[1]])
+    assert torch.equal(row.language[0], batch.language[place, : row.language.shape[1]])
+    assert batch.split(1) == [batch]
+    assert len(batch.split(100)) == len(batch.ids)

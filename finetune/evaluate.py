@@ -5,7 +5,7 @@ averaged, so that a loss depends neither on luck nor on how a set was batched.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -18,14 +18,21 @@ from vallex.model.prefix import NarPrefix
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """loss: nats a real target; top10: the share of frames (AR) or targets (NAR) among the ten likeliest."""
+    """How well codes are predicted.
+
+    loss: nats a real target
+    top1, top10: the share of frames (AR) or of targets (NAR) that are the likeliest, or among the ten
+    codebooks: of the NAR, the codebook ("1" to "7") to its own {"loss", "top1", "top10"}
+    """
 
     loss: float
+    top1: float
     top10: float
     num_targets: int
+    codebooks: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict:
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if key != "codebooks" or value}
 
 
 def evaluate(
@@ -40,30 +47,37 @@ def evaluate(
     # a model may be in both modes at once: half of it frozen, or put there by a test
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    codebooks = [0] if stage == "ar" else list(range(1, model.config.num_quantizers))
+    totals = torch.zeros(len(codebooks), 5, dtype=torch.float64, device=device)
     try:
         with torch.inference_mode():
             for batch in batches:
-                totals += _totals(model, batch.to(device), stage)
+                totals += _totals(model, batch.to(device), codebooks)
     finally:
         for module, was_training in modes.items():
             module.training = was_training
     if accelerator is not None:
         totals = accelerator.reduce(totals, reduction="sum")
-    loss, num_targets, top10_correct, num_frames = totals.tolist()
-    # EOS is a target of the AR but never a hit, so its accuracy is a share of frames
-    scored = num_frames if stage == "ar" else num_targets
+    figures = [_means(row, stage) for row in [totals.sum(dim=0).tolist(), *totals.tolist()]]
+    own = dict(zip(map(str, codebooks), figures[1:], strict=True))
     return Score(
-        loss=loss / max(num_targets, 1), top10=top10_correct / max(scored, 1), num_targets=int(num_targets)
+        **figures[0],
+        num_targets=int(totals[:, 1].sum()),
+        codebooks={} if stage == "ar" else own,
     )
 
 
-def _totals(model: VALLE, batch: Batch, stage: str) -> torch.Tensor:
-    if stage == "ar":
-        return _sums(model(batch, 0))
+def _totals(model: VALLE, batch: Batch, codebooks: list[int]) -> torch.Tensor:
+    """A row of sums for each codebook: [N, 5] float64."""
     prefix = evaluation_prefix(model, batch)
-    stages = range(1, model.config.num_quantizers)
-    return sum(_sums(model(batch, number, prefix=prefix)) for number in stages)
+    return torch.stack([_sums(model(batch, number, prefix=prefix)) for number in codebooks])
+
+
+def _means(sums: list[float], stage: str) -> dict[str, float]:
+    loss, num_targets, top1, top10, num_frames = sums
+    # EOS is a target of the AR but never a hit, so its accuracy is a share of frames
+    scored = max(num_frames if stage == "ar" else num_targets, 1)
+    return {"loss": loss / max(num_targets, 1), "top1": top1 / scored, "top10": top10 / scored}
 
 
 def evaluation_prefix(model: VALLE, batch: Batch) -> NarPrefix:
@@ -77,4 +91,5 @@ def evaluation_prefix(model: VALLE, batch: Batch) -> NarPrefix:
 
 
 def _sums(out: LossOutput) -> torch.Tensor:
-    return torch.stack([out.loss, out.num_targets, out.top10_correct, out.num_frames]).double()
+    counts = (out.num_targets, out.top1_correct, out.top10_correct, out.num_frames)
+    return torch.stack([out.loss, *counts]).double()

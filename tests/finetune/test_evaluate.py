@@ -73,6 +73,12 @@ def test_evaluate_of_ar_then_loss_is_a_target_and_top10_a_frame(make_model, utte
     score = evaluate(make_model(), [batch], "ar")
     assert score.loss == pytest.approx(out.loss.item() / int(out.num_targets), rel=1e-5)
     assert score.top10 == int(out.top10_correct) / sum(NUM_FRAMES)
+    hits = [
+        int((out.logits[row, :frames].argmax(dim=-1) == batch.codes[row, :frames, 0]).sum())
+        for row, frames in enumerate(NUM_FRAMES)
+    ]
+    assert score.top1 == sum(hits) / sum(NUM_FRAMES)
+    assert score.to_dict().keys() == {"loss", "top1", "top10", "num_targets"}
 
 
 def test_evaluate_of_nar_then_averages_all_seven_stages_over_targets(make_model, utterances):
@@ -97,6 +103,11 @@ def test_evaluate_of_nar_then_averages_all_seven_stages_over_targets(make_model,
     assert score.num_targets == num_targets
     assert score.loss == pytest.approx(sum(out.loss.item() for out in outs) / num_targets, rel=1e-5)
     assert score.top10 == sum(int(out.top10_correct) for out in outs) / num_targets
+    assert list(score.codebooks) == ["1", "2", "3", "4", "5", "6", "7"]
+    for out, own in zip(outs, score.codebooks.values(), strict=True):
+        assert own["loss"] == pytest.approx(out.loss.item() / int(out.num_targets), rel=1e-5)
+        assert own["top1"] == int(out.top1_correct) / int(out.num_targets)
+        assert own["top10"] == int(out.top10_correct) / int(out.num_targets)
 
 
 @pytest.mark.parametrize("stage", range(1, 8))

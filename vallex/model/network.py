@@ -26,13 +26,14 @@ class LossOutput:
 
     loss: [] float32, sum of cross entropy over real targets, in nats
     num_targets: [] int64, real targets
-    top10_correct: [] int64, targets among the ten likeliest; EOS never counts
+    top1_correct, top10_correct: [] int64, targets that are the likeliest, or among the ten; EOS never counts
     num_frames: [] int64, sum of code_lens
     logits: [B, T', V] float
     """
 
     loss: Tensor
     num_targets: Tensor
+    top1_correct: Tensor
     top10_correct: Tensor
     num_frames: Tensor
     logits: Tensor
@@ -360,11 +361,13 @@ def _score(logits: Tensor, targets: Tensor, code_lens: Tensor, label_smoothing: 
     with torch.no_grad():
         own = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1))
         # not "greater": where training has diverged, NaN must not pass for a hit
-        hits = ((~(logits <= own)).sum(dim=-1) < 10) & real & (targets != EOS_ID)
+        rank = (~(logits <= own)).sum(dim=-1)
+        counted = real & (targets != EOS_ID)
     return LossOutput(
         loss=loss,
         num_targets=real.sum(),
-        top10_correct=hits.sum(),
+        top1_correct=((rank < 1) & counted).sum(),
+        top10_correct=((rank < 10) & counted).sum(),
         num_frames=code_lens.sum(),
         logits=logits,
     )

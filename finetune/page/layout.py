@@ -8,6 +8,7 @@ import gradio as gr
 from finetune.page.datasets import DataDesk
 from finetune.page.engine import Engine
 from finetune.page.tabs import clone, compare, data, results, train
+from finetune.page.tabs.words import Opening
 from finetune.page.training import TrainingDesk
 from finetune.page.voices import VoiceShelf
 from vallex.codec import TOY_NOTICE
@@ -19,7 +20,9 @@ THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, 
     checkbox_border_color_dark="*neutral_400"
 )
 HEAD = '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+READY = "() => { document.documentElement.dataset.ready = 'yes' }"
 CSS = """
+html:not([data-ready]) .gradio-container { cursor: progress; }
 .gradio-container > main, .gradio-container .app { max-width: 1180px !important; width: 100% !important;
   margin: 0 auto !important; }
 .status { min-height: 1.6em; padding: .35em .1em; }
@@ -61,16 +64,37 @@ def build_page(engine: Engine, shelf: VoiceShelf) -> gr.Blocks:
             gr.HTML(f'<div class="toy" role="note">Started with {TOY_NOTICE}.</div>', padding=False)
         with gr.Tabs():
             with gr.Tab("Clone", id="clone"):
-                clone.build(page, engine, shelf)
+                openings = [clone.build(page, engine, shelf)]
             with gr.Tab("Compare", id="compare"):
-                compare.build(page, engine, shelf)
+                openings += [compare.build(engine, shelf)]
             with gr.Tab("Data", id="data"):
                 # made before its place: what is prepared in one tab is chosen in the next
                 data_place = gr.Column()
             with gr.Tab("Train", id="train"):
-                prepared = train.build(page, engine, TrainingDesk(engine.settings))
+                prepared, opening = train.build(engine, TrainingDesk(engine.settings))
+                openings += [opening]
             with data_place:
-                data.build(page, engine, DataDesk(engine.settings, engine), prepared)
+                openings += [data.build(engine, DataDesk(engine.settings, engine), prepared)]
             with gr.Tab("Results", id="results"):
-                results.build(page, engine)
+                openings += [results.build(engine)]
+        _bring_up_to_date(page, openings)
     return page
+
+
+def _bring_up_to_date(page: gr.Blocks, openings: list[Opening]) -> None:
+    """Fills all tabs by one request, then says that the page is ready: what is done to it now is heard."""
+
+    def opened(*values):
+        filled = []
+        for opening in openings:
+            own, values = values[: len(opening.inputs)], values[len(opening.inputs) :]
+            filled += opening.function(*own)
+        return filled
+
+    page.load(
+        opened,
+        [widget for opening in openings for widget in opening.inputs],
+        [widget for opening in openings for widget in opening.outputs],
+        api_visibility="private",
+        show_progress="hidden",
+    ).then(None, js=READY, api_visibility="private")

@@ -14,7 +14,7 @@ from finetune.page.engine import AS_WRITTEN, CANCELLED, DONE, LOADING, WAITING, 
 from finetune.page.pictures import sound_picture
 from finetune.page.recordings import hear, take_recording
 from finetune.page.settings import MAX_TEXT_CHARS
-from finetune.page.tabs.words import bad, empty, good, listed, plain, told
+from finetune.page.tabs.words import Opening, bad, empty, good, listed, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.codec.audio import load_audio
 from vallex.errors import PromptError
@@ -40,15 +40,25 @@ MAX_SEED = 2**31 - 1
 _POLL_SEC = 0.25
 
 
-def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> None:
+def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> Opening:
     """Adds the widgets to the page that is open, and connects them."""
     with gr.Row():
         with gr.Column(min_width=320):
             voice = _voice_widgets(shelf)
         with gr.Column(min_width=320):
             said = _text_widgets(engine)
-    _connect_voice(page, voice, engine, shelf)
+    _connect_voice(voice, engine, shelf)
     _connect_text(page, voice, said, engine, shelf)
+
+    def opened(saved, checkpoint):
+        checkpoints = [choice.name for choice in list_choices(engine.settings)]
+        return listed(shelf.names(), saved), _about(shelf, saved), listed(checkpoints, checkpoint)
+
+    return Opening(
+        function=opened,
+        inputs=[voice["saved"], said["checkpoint"]],
+        outputs=[voice["saved"], voice["about"], said["checkpoint"]],
+    )
 
 
 def _voice_widgets(shelf: VoiceShelf) -> dict[str, gr.Blocks]:
@@ -121,7 +131,9 @@ def _text_widgets(engine: Engine) -> dict[str, gr.Blocks]:
             )
             w["accent"] = gr.Dropdown(ACCENTS, value=AS_WRITTEN, label="Accent", min_width=140)
         with gr.Row():
-            w["seed"] = gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=140)
+            w["seed"] = gr.Number(
+                0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=140, elem_id="seed"
+            )
             w["fresh"] = gr.Checkbox(True, label="A new seed each time", min_width=140)
         w["temperature"] = gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature")
         w["top_p"] = gr.Slider(0.05, 1, value=1.0, step=0.05, label="Top-p")
@@ -138,7 +150,7 @@ def _text_widgets(engine: Engine) -> dict[str, gr.Blocks]:
     return w
 
 
-def _connect_voice(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) -> None:
+def _connect_voice(w: dict, engine: Engine, shelf: VoiceShelf) -> None:
     def show_source(source):
         return gr.update(visible=source == RECORDING), gr.update(visible=source == SAVED)
 
@@ -192,10 +204,6 @@ def _connect_voice(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) 
     def example():
         return str(next(iter(sorted(SAMPLE.rglob("*.wav")))))
 
-    def names_now(chosen):
-        names = shelf.names()
-        return listed(names, chosen)
-
     boxes = [w["recording_box"], w["saved_box"]]
     taken = [w["taken"], w["note"], w["transcript"], w["language"]]
     status, saved = w["voice_status"], w["saved"]
@@ -219,8 +227,6 @@ def _connect_voice(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) 
         js="(name) => confirm(`Delete the voice ${name} for good?`) ? name : null",
     )
     saved.change(lambda name: _about(shelf, name), saved, w["about"], api_visibility=private)
-    page.load(names_now, saved, saved, api_visibility=private, show_progress="hidden")
-    page.load(lambda name: _about(shelf, name), saved, w["about"], api_visibility=private)
 
 
 def _connect_text(page: gr.Blocks, voice: dict, w: dict, engine: Engine, shelf: VoiceShelf) -> None:
@@ -265,10 +271,6 @@ def _connect_text(page: gr.Blocks, voice: dict, w: dict, engine: Engine, shelf: 
     def forget(request: gr.Request):
         engine.cancel_all_of(request.session_hash or "")
 
-    def checkpoints_now(chosen):
-        names = [choice.name for choice in list_choices(engine.settings)]
-        return listed(names, chosen)
-
     private = "private"
     inputs = [voice[key] for key in ("source", "taken", "transcript", "language", "saved")]
     keys = "text checkpoint text_language accent seed fresh temperature top_p strength"
@@ -280,9 +282,6 @@ def _connect_text(page: gr.Blocks, voice: dict, w: dict, engine: Engine, shelf: 
     w["stop"].click(stop, None, w["status"], api_visibility=private, show_progress="hidden", queue=False)
     for button, (_, text) in zip(w["texts"], EXAMPLE_TEXTS, strict=True):
         button.click(lambda text=text: text, None, w["text"], api_visibility=private, show_progress="hidden")
-    page.load(
-        checkpoints_now, w["checkpoint"], w["checkpoint"], api_visibility=private, show_progress="hidden"
-    )
     page.unload(forget)
 
 

@@ -8,7 +8,7 @@ import gradio as gr
 
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import DONE, Engine, SpeakRequest
-from finetune.page.tabs.words import bad, empty, good, listed, plain, told
+from finetune.page.tabs.words import Opening, bad, empty, good, listed, plain, told
 from finetune.page.voices import VoiceShelf
 from finetune.page.votes import Vote, add_vote, now, read_votes, shuffled, tally
 from vallex.errors import ConfigError
@@ -21,7 +21,7 @@ NONE_BETTER = "No difference"
 _POLL_SEC = 0.25
 
 
-def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> None:
+def build(engine: Engine, shelf: VoiceShelf) -> Opening:
     """Adds the widgets and connects them."""
     w: dict = {}
     with gr.Row():
@@ -51,10 +51,18 @@ def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> None:
         w["vote"] = gr.Button("Vote")
     w["tally"] = gr.HTML(elem_id="tally")
     w["heard"] = gr.State()
-    _connect(page, w, engine, shelf)
+    _connect(w, engine, shelf)
+
+    def opened(voice):
+        choices = [choice.name for choice in list_choices(engine.settings)]
+        return gr.update(choices=choices), listed([NO_VOICE, *shelf.names()], voice), _tally(engine)
+
+    return Opening(
+        function=opened, inputs=[w["voice"]], outputs=[w[key] for key in ("names", "voice", "tally")]
+    )
 
 
-def _connect(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) -> None:
+def _connect(w: dict, engine: Engine, shelf: VoiceShelf) -> None:
     @told
     def compare(request: gr.Request, names, voice, text, seed, blind) -> Iterator:
         if not 2 <= len(names or []) <= MAX_COMPARED:
@@ -118,15 +126,6 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) -> Non
         stopped = engine.cancel_all_of(request.session_hash or "")
         return plain("Stopping …" if stopped else "Nothing is being spoken.")
 
-    def opened(voice):
-        choices = [choice.name for choice in list_choices(engine.settings)]
-        voices = [NO_VOICE, *shelf.names()]
-        return (
-            gr.update(choices=choices),
-            listed(voices, voice),
-            _tally(engine),
-        )
-
     private, hidden = "private", "hidden"
     w["go"].click(
         compare,
@@ -144,13 +143,6 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, shelf: VoiceShelf) -> Non
         show_progress=hidden,
     )
     w["stop"].click(stop, None, w["status"], api_visibility=private, show_progress=hidden, queue=False)
-    page.load(
-        opened,
-        w["voice"],
-        [w["names"], w["voice"], w["tally"]],
-        api_visibility=private,
-        show_progress=hidden,
-    )
 
 
 def _label(heard: dict, place: int) -> str:

@@ -10,14 +10,14 @@ from finetune.page.datasets import DataDesk, Task
 from finetune.page.engine import Engine
 from finetune.page.settings import MAX_UPLOAD_MB
 from finetune.page.tabs.clone import LANGUAGES
-from finetune.page.tabs.words import empty, good, listed, plain, told
+from finetune.page.tabs.words import Opening, empty, good, listed, plain, told
 from finetune.page.uploads import AUDIO_SUFFIXES, TEXT_SUFFIXES, take_files
 
 _POLL_SEC = 0.3
 _EMPTY = "Nothing looked at yet. Upload recordings, choose their folder, and check it."
 
 
-def build(page: gr.Blocks, engine: Engine, desk: DataDesk, prepared: gr.Dropdown) -> None:
+def build(engine: Engine, desk: DataDesk, prepared: gr.Dropdown) -> Opening:
     """Adds the widgets and connects them; what is prepared here is chosen in `prepared`, of the Train tab."""
     w: dict = {}
     with gr.Row():
@@ -63,10 +63,13 @@ def build(page: gr.Blocks, engine: Engine, desk: DataDesk, prepared: gr.Dropdown
         with gr.Row():
             w["load"] = gr.Button("Show the transcripts", min_width=120)
             w["save"] = gr.Button("Save the transcripts", min_width=120)
-    _connect(page, w, engine, desk, prepared)
+    _connect(w, engine, desk, prepared)
+    return Opening(
+        function=lambda name: [listed(desk.folders(), name)], inputs=[w["folder"]], outputs=[w["folder"]]
+    )
 
 
-def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: DataDesk, prepared: gr.Dropdown) -> None:
+def _connect(w: dict, engine: Engine, desk: DataDesk, prepared: gr.Dropdown) -> None:
     tasks: dict[str, Task] = {}
 
     def followed(request: gr.Request, task: Task) -> Iterator[str]:
@@ -150,9 +153,6 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: DataDesk, prepared:
         number = desk.save_texts(name, table.values.tolist())
         return good(f"Saved {number} changed texts." if number else "Nothing was changed.")
 
-    def opened(name):
-        return listed(desk.folders(), name)
-
     private, hidden = "private", "hidden"
     outputs = [w["status"], w["report"], w["folder"], prepared]
     steps = (
@@ -174,4 +174,3 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: DataDesk, prepared:
     w["save"].click(
         save_texts, [w["folder"], w["texts"]], w["status"], api_visibility=private, show_progress=hidden
     )
-    page.load(opened, w["folder"], w["folder"], api_visibility=private, show_progress=hidden)

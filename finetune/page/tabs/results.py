@@ -9,7 +9,7 @@ from finetune.log.comparison import compare
 from finetune.log.curves import Curve, curves_svg, read_lines
 from finetune.log.listing import Entry, entries, rows, to_csv
 from finetune.page.engine import Engine
-from finetune.page.tabs.words import bad, empty, told
+from finetune.page.tabs.words import Opening, bad, empty, told
 from finetune.results import RunLog, list_runs, resolve_run
 from finetune.tables import format_seconds
 from vallex.errors import RunError
@@ -29,7 +29,7 @@ HEADINGS = (
 MAX_CURVES = 8
 
 
-def build(page: gr.Blocks, engine: Engine) -> None:
+def build(engine: Engine) -> Opening:
     """Adds the widgets and connects them."""
     w: dict = {}
     w["empty"] = gr.HTML()
@@ -49,10 +49,10 @@ def build(page: gr.Blocks, engine: Engine) -> None:
     )
     w["curves"] = gr.HTML(elem_id="result-curves")
     w["differences"] = gr.HTML(elem_id="differences")
-    _connect(page, w, engine)
+    return _connect(w, engine)
 
 
-def _connect(page: gr.Blocks, w: dict, engine: Engine) -> None:
+def _connect(w: dict, engine: Engine) -> Opening:
     runs_dir = engine.settings.runs_dir
 
     def read(chosen):
@@ -83,8 +83,9 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine) -> None:
     w["runs"].input(
         look, w["runs"], [w["curves"], w["differences"]], api_visibility=private, show_progress=hidden
     )
-    page.load(read, w["runs"], outputs, api_visibility=private, show_progress=hidden)
-    page.load(export, None, w["csv"], api_visibility=private, show_progress=hidden)
+    return Opening(
+        function=lambda chosen: [*read(chosen), export()], inputs=[w["runs"]], outputs=[*outputs, w["csv"]]
+    )
 
 
 def _cells(found: list[Entry]) -> list[list]:

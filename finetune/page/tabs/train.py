@@ -1,6 +1,7 @@
 """The tab in which a run is begun, watched, stopped and gone on with."""
 
 import html
+from collections.abc import Callable
 
 import gradio as gr
 
@@ -8,7 +9,7 @@ from finetune.config import preset_about, preset_names
 from finetune.log.curves import curves_svg, stage_curves
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
-from finetune.page.tabs.words import bad, empty, good, listed, plain, told
+from finetune.page.tabs.words import Opening, bad, empty, good, listed, plain, told
 from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of
 from finetune.tables import format_seconds
 from vallex.errors import ConfigError
@@ -18,8 +19,8 @@ FIRST_PRESET = "small"
 _POLL_SEC = 2.0
 
 
-def build(page: gr.Blocks, engine: Engine, desk: TrainingDesk) -> gr.Dropdown:
-    """Adds the widgets, connects them, and returns the choice of the prepared set for other tabs to set."""
+def build(engine: Engine, desk: TrainingDesk) -> tuple[gr.Dropdown, Opening]:
+    """Adds the widgets and connects them; returns the choice of the prepared set, for other tabs to set."""
     w: dict = {}
     with gr.Row():
         with gr.Column(min_width=320):
@@ -52,11 +53,15 @@ def build(page: gr.Blocks, engine: Engine, desk: TrainingDesk) -> gr.Dropdown:
             w["state"] = gr.HTML(elem_id="run-state")
             w["curves"] = gr.HTML(elem_id="run-curves")
             w["timer"] = gr.Timer(_POLL_SEC)
-    _connect(page, w, engine, desk)
-    return w["prepared"]
+    opened = _connect(w, engine, desk)
+    return w["prepared"], Opening(
+        function=opened,
+        inputs=[w[key] for key in ("prepared", "init", "run")],
+        outputs=[w[key] for key in ("prepared", "init", "run", "state", "curves")],
+    )
 
 
-def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: TrainingDesk) -> None:
+def _connect(w: dict, engine: Engine, desk: TrainingDesk) -> Callable:
     def form_of(prepared, preset, init, name, stage, lines) -> TrainForm:
         overrides = tuple(line.strip() for line in (lines or "").splitlines() if line.strip())
         if not prepared:
@@ -144,13 +149,7 @@ def _connect(page: gr.Blocks, w: dict, engine: Engine, desk: TrainingDesk) -> No
     w["timer"].tick(
         refreshed, [w["run"], *state], state, api_visibility=private, show_progress=hidden, queue=False
     )
-    page.load(
-        opened,
-        [w["prepared"], w["init"], w["run"]],
-        [w["prepared"], w["init"], w["run"], *state],
-        api_visibility=private,
-        show_progress=hidden,
-    )
+    return opened
 
 
 def state_view(state: RunState) -> str:

@@ -1,13 +1,25 @@
-"""What callbacks tell: an error in plain words, a line of status, an empty place that says what to do."""
+"""What all tabs share: errors in plain words, lines of status, empty places that say what to do, and how a
+tab is brought up to date when the page is opened.
+"""
 
 import functools
 import html
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import gradio as gr
 
 from vallex.errors import VallexError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What fills a tab when the page is opened: `function` makes of the values of inputs those of outputs."""
+
+    function: Callable[..., Sequence]
+    inputs: Sequence[gr.components.Component]
+    outputs: Sequence[gr.components.Component]
 
 
 def told(function: Callable) -> Callable:

@@ -143,16 +143,6 @@ def chromium():
     pytest.skip(f"the page is not tested in a browser: {reason}")
 
 
-def pytest_collection_modifyitems(items):
-    """Leaves browser tests out unless asked for: a click can still be lost to a page not yet listening."""
-    if os.environ.get("VALLEX_BROWSER_TESTS"):
-        return
-    unsettled = pytest.mark.skip(reason="issue 8 is open: VALLEX_BROWSER_TESTS=1 runs the browser tests")
-    for item in items:
-        if "open_page" in getattr(item, "fixturenames", ()):
-            item.add_marker(unsettled)
-
-
 @pytest.fixture
 def open_page(chromium, site):
     """Opens the page in a browser of its own; the test fails where one complained."""
@@ -166,12 +156,12 @@ def open_page(chromium, site):
             permissions=["microphone"],
             accept_downloads=True,
         )
-        context.set_default_timeout(90_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         tab = context.new_page()
         complaints.watch(tab, site.url)
         tab.goto(site.url)
-        tab.locator("#speak").wait_for()
+        tab.locator("html[data-ready]").wait_for()
         return tab
 
     yield opened

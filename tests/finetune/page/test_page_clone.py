@@ -1,6 +1,5 @@
 """The Clone tab in a real browser: from an upload, a microphone or a saved voice to a wav that is heard."""
 
-import contextlib
 import io
 import re
 import wave
@@ -8,53 +7,14 @@ import wave
 import numpy as np
 import pytest
 import soundfile
-
-SPOKEN = re.compile(r"\d s by ")
-
-
-def choose_recording(tab):
-    """Chooses where the voice comes from; once more where the page was drawn, but not yet listening."""
-    from playwright.sync_api import TimeoutError
-
-    for _ in range(12):
-        tab.get_by_label("A recording", exact=True).check()
-        with contextlib.suppress(TimeoutError):
-            tab.get_by_role("button", name="Use an example recording").wait_for(timeout=5_000)
-            return
-        tab.get_by_label("A saved voice", exact=True).check()
-    pytest.fail("the box of the recording never opened")
-
-
-def speak(tab, text: str, checkpoint: str = "tiny.pt") -> str:
-    """Types a text, speaks it, and returns how it ended."""
-    choose(tab, "Checkpoint", checkpoint)
-    tab.get_by_label("Text", exact=True).fill(text)
-    tab.get_by_role("button", name="Speak").click()
-    return outcome(tab)
-
-
-def outcome(tab) -> str:
-    status = tab.locator("#speech-status")
-    status.get_by_text(SPOKEN).wait_for()
-    return status.inner_text()
-
-
-def choose(tab, label: str, name: str) -> None:
-    box = tab.get_by_label(label, exact=True)
-    box.click()
-    tab.get_by_role("option", name=name).click()
-
-
-def downloaded(tab) -> bytes:
-    with tab.expect_download() as download:
-        tab.locator("#download").click()
-    return download.value.path().read_bytes()
+from hands import choose, choose_recording, downloaded, outcome, speak, write
 
 
 def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page):
     tab = open_page()
-    said = speak(tab, "Good morning. How are you today, my friend?")
-    seed = re.search(r"seed (\d+)", said)[1]
+    write(tab, "Good morning. How are you today, my friend?", seed=1)
+    said = speak(tab)
+    assert "by tiny.pt, seed 1: " in said
     content = downloaded(tab)
     with wave.open(io.BytesIO(content)) as wav:
         assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (24000, 1, 2)
@@ -63,19 +23,19 @@ def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_p
     sound = soundfile.SoundFile(io.BytesIO(content))
     assert sound.comment == "synthetic speech by vallex, tiny.pt (toy weights: what you hear is noise)"
     assert tab.locator("#sound img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 900
-    # the same seed again says the same
-    tab.get_by_text("More choices").click()
-    assert tab.get_by_label("Seed", exact=True).input_value() == seed
-    tab.get_by_label("A new seed each time").uncheck()
-    speak(tab, "Good morning. How are you today, my friend?")
+    assert speak(tab) == said
     assert downloaded(tab) == content
+    # a new seed is shown, so that it can be taken again
+    tab.get_by_label("A new seed each time").check()
+    tab.get_by_role("button", name="Speak", exact=True).click()
+    tab.wait_for_function("document.querySelector('#seed input').value > 100")
 
 
 def test_clone_when_a_text_is_long_then_it_plays_before_all_is_spoken(open_page):
     tab = open_page()
     choose(tab, "Checkpoint", "toy")
     tab.get_by_label("Text", exact=True).fill("This is one sentence of many that are spoken. " * 30)
-    tab.get_by_role("button", name="Speak").click()
+    tab.get_by_role("button", name="Speak", exact=True).click()
     playing = "() => { const a = document.querySelector('#player audio'); return a && a.currentTime > 0.1 }"
     tab.wait_for_function(playing)
     assert "of 30 sentences" in tab.locator("#speech-status").inner_text()
@@ -93,7 +53,8 @@ def test_clone_when_a_recording_is_uploaded_then_its_voice_can_be_saved_and_spea
     tab.get_by_role("button", name="Save this voice").click()
     tab.get_by_text("Saved as my voice").wait_for()
     assert (site.folder / "prompts" / "my voice.npz").is_file()
-    assert "tiny.pt" in speak(tab, "Hello from a saved recording.")
+    write(tab, "Hello from a saved recording.")
+    assert "tiny.pt" in speak(tab)
     tab.get_by_label("A saved voice", exact=True).check()
     tab.get_by_text("Add, rename or delete voices").click()
     tab.get_by_label("New name of the chosen voice").fill("another")
@@ -145,10 +106,9 @@ def test_clone_when_two_pages_speak_at_once_then_each_hears_its_own(open_page):
     one, other = open_page(), open_page()
     texts = ("The first page says this and nothing else.", "The second one has other things to tell.")
     for tab, text, checkpoint in zip((one, other), texts, ("tiny.pt", "toy"), strict=True):
-        choose(tab, "Checkpoint", checkpoint)
-        tab.get_by_label("Text", exact=True).fill(text)
+        write(tab, text, checkpoint)
     for tab in (one, other):
-        tab.get_by_role("button", name="Speak").click()
+        tab.get_by_role("button", name="Speak", exact=True).click()
     assert "by tiny.pt" in outcome(one)
     assert "by toy" in outcome(other)
     comments = [soundfile.SoundFile(io.BytesIO(downloaded(tab))).comment for tab in (one, other)]

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hands import choose, go_to
 
 import finetune
 from finetune.page.datasets import DataDesk
@@ -31,16 +32,11 @@ def sample_zip(tmp_path) -> Path:
     return path
 
 
-def choose(tab, label: str, name: str) -> None:
-    tab.get_by_label(label, exact=True).click()
-    tab.get_by_role("option", name=name, exact=True).click()
-
-
 def test_data_when_a_zip_is_uploaded_then_it_is_checked_edited_prepared_and_passed_on(
     open_page, site, sample_zip
 ):
     tab = open_page()
-    tab.get_by_role("tab", name="Data").click()
+    go_to(tab, "Data")
     tab.locator("#data-files input[type=file]").set_input_files(sample_zip)
     tab.locator("#data-files").get_by_text("anna").first.wait_for()
     tab.get_by_label("Name of the folder").fill("anna")
@@ -64,7 +60,7 @@ def test_data_when_a_zip_is_uploaded_then_it_is_checked_edited_prepared_and_pass
 
     tab.get_by_role("button", name="3. Prepare").click()
     tab.get_by_text("2 clips to train on and 1 to validate").wait_for()
-    tab.get_by_role("tab", name="Train").click()
+    go_to(tab, "Train")
     assert tab.get_by_label("Prepared set").input_value() == "anna-prepared"
 
 
@@ -75,7 +71,7 @@ def test_data_when_loose_recordings_are_imported_then_the_new_folder_is_chosen(o
         (loose / f"clip{number}.wav").write_bytes(wav.read_bytes())
         (loose / f"clip{number}.txt").write_text(f"This is clip {number}.")
     tab = open_page()
-    tab.get_by_role("tab", name="Data").click()
+    go_to(tab, "Data")
     choose(tab, "Folder", "loose")
     tab.get_by_label("Speaker", exact=True).fill("anna")
     tab.get_by_role("button", name="1. Import").click()
@@ -94,7 +90,7 @@ def test_data_desk_when_a_folder_is_not_listed_then_it_is_no_path(settings_of, w
 
 def test_compare_when_blind_then_names_are_told_after_the_vote(open_page, site):
     tab = open_page()
-    tab.get_by_role("tab", name="Compare").click()
+    go_to(tab, "Compare")
     for name in ("toy", "tiny.pt"):
         tab.locator("#compared").get_by_label(name, exact=True).check()
     choose(tab, "Voice of all", "acou_1")
@@ -150,7 +146,7 @@ def two_runs(site) -> RunLog:
 
 def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_shown(open_page, two_runs):
     tab = open_page()
-    tab.get_by_role("tab", name="Results").click()
+    go_to(tab, "Results")
     table = tab.locator("#results")
     table.get_by_text("2.25", exact=True).locator("visible=true").first.wait_for()
     choices = tab.get_by_label("Runs to look at")
@@ -171,11 +167,7 @@ def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_
 @pytest.mark.parametrize("tab_name", ["Clone", "Compare", "Data", "Train", "Results"])
 def test_tabs_when_narrow_and_dark_then_nothing_sticks_out_and_everything_has_a_name(open_page, tab_name):
     tab = open_page(width=400, dark=True)
-    if tab.get_by_role("tab", name=tab_name).is_visible():
-        tab.get_by_role("tab", name=tab_name).click()
-    else:  # what does not fit is in the menu beside the tabs
-        tab.locator(".overflow-menu > button").click()
-        tab.locator(".overflow-dropdown").get_by_text(tab_name).click()
+    go_to(tab, tab_name)
     tab.wait_for_timeout(400)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 400
     unnamed = tab.evaluate(

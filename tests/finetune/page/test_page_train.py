@@ -4,6 +4,7 @@ import re
 
 import psutil
 import pytest
+from hands import choose, go_to
 
 from finetune.page.training import TrainForm, TrainingDesk
 from finetune.results import read_result
@@ -11,18 +12,13 @@ from vallex.errors import ConfigError, DataError, RunError
 
 
 def fill(tab, name: str, settings: str, prepared: str) -> None:
-    tab.get_by_role("tab", name="Train").click()
+    go_to(tab, "Train")
     choose(tab, "Prepared set", prepared)
     choose(tab, "Preset", "smoke")
     tab.get_by_label("Name of the run").fill(name)
     if settings:
         tab.get_by_role("button", name="Settings", exact=False).first.click()
         tab.get_by_label("Other settings, one a line").fill(settings)
-
-
-def choose(tab, label: str, name: str) -> None:
-    tab.get_by_label(label, exact=True).click()
-    tab.get_by_role("option", name=name, exact=True).click()
 
 
 def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped_and_resumed(
@@ -37,7 +33,7 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     tab.close()
 
     again = open_page()
-    again.get_by_role("tab", name="Train").click()
+    go_to(again, "Train")
     state = again.locator("#run-state")
     state.get_by_text("running").first.wait_for(timeout=90_000)
     state.get_by_text(re.compile(r"\d+ of 900")).first.wait_for()

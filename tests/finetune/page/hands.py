@@ -37,8 +37,16 @@ def write(tab, text: str, checkpoint: str = "tiny.pt", seed: int = 1) -> None:
 
 def speak(tab) -> str:
     """Speaks what is written, and returns how it ended."""
-    tab.get_by_role("button", name="Speak", exact=True).click()
+    begin_to_speak(tab)
     return outcome(tab)
+
+
+def begin_to_speak(tab) -> None:
+    """Presses Speak, and waits until the speech before it, if there was one, has made room for this one."""
+    player = "document.querySelector('#player audio')?.src"
+    before = tab.evaluate(player)
+    tab.get_by_role("button", name="Speak", exact=True).click()
+    tab.wait_for_function(f"before => {player} && {player} !== before", arg=before)
 
 
 def outcome(tab) -> str:

@@ -7,7 +7,7 @@ import wave
 import numpy as np
 import pytest
 import soundfile
-from hands import choose, choose_recording, downloaded, outcome, speak, write
+from hands import begin_to_speak, choose, choose_recording, downloaded, outcome, speak, write
 
 
 def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page):
@@ -23,7 +23,7 @@ def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_p
     sound = soundfile.SoundFile(io.BytesIO(content))
     assert sound.comment == "synthetic speech by vallex, tiny.pt (toy weights: what you hear is noise)"
     assert tab.locator("#sound img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 900
-    assert speak(tab) == said
+    assert speak(tab).splitlines()[-1] == said.splitlines()[-1]
     assert downloaded(tab) == content
     # a new seed is shown, so that it can be taken again
     tab.get_by_label("A new seed each time").check()
@@ -108,7 +108,7 @@ def test_clone_when_two_pages_speak_at_once_then_each_hears_its_own(open_page):
     for tab, text, checkpoint in zip((one, other), texts, ("tiny.pt", "toy"), strict=True):
         write(tab, text, checkpoint)
     for tab in (one, other):
-        tab.get_by_role("button", name="Speak", exact=True).click()
+        begin_to_speak(tab)
     assert "by tiny.pt" in outcome(one)
     assert "by toy" in outcome(other)
     comments = [soundfile.SoundFile(io.BytesIO(downloaded(tab))).comment for tab in (one, other)]

@@ -50,8 +50,7 @@ def test_data_when_a_zip_is_uploaded_then_it_is_checked_edited_prepared_and_pass
     tab.get_by_role("button", name="Show the transcripts").click()
     cell = tab.locator("#texts [data-testid='cell-0-1']").locator("visible=true").first
     cell.dblclick()
-    tab.keyboard.press("Control+a")
-    tab.keyboard.type("A text that somebody mended.")
+    cell.locator("textarea").fill("A text that somebody mended.")
     tab.keyboard.press("Enter")
     tab.get_by_role("button", name="Save the transcripts").click()
     tab.get_by_text("Saved 1 changed texts").wait_for()

@@ -160,7 +160,7 @@ def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_
     assert label == "AR validation loss: seen-a ends at 2.500, seen-b ends at 2.250"
     with tab.expect_download() as download:
         tab.locator("#export").click()
-    assert "seen-b,ar,done,10,3.0,2.25,0.5,0.6" in download.value.path().read_text()
+    assert "seen-b,ar,done,10,3.0,0.5,2.25,0.6" in download.value.path().read_text()
 
 
 @pytest.mark.parametrize("tab_name", ["Clone", "Compare", "Data", "Train", "Results"])

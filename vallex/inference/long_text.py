@@ -1,17 +1,18 @@
-"""Text longer than the model can speak at once: cut into chunks, spoken one by one, joined as codes.
+"""Text longer than the model can speak at once: cut into chunks, spoken as codes, joined, made sound once.
 
-Joined before the vocoder, so that it hears no seams. `fixed` gives every chunk the same voice prompt and does
-not drift; `sliding` gives it the chunk before it, which carries tone and pace on, and mistakes as well.
+Joined before the vocoder, so that it hears no seams. `fixed` gives every chunk the same voice prompt, does
+not drift and is decoded at once; `sliding` gives it the chunk before it, which carries tone and pace on, and
+mistakes as well.
 """
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from vallex.errors import ConfigError, PromptError
 from vallex.inference.prompts import FRAME_RATE_HZ, VoicePrompt
-from vallex.inference.synthesizer import SpeakSettings, Speech, Synthesizer
+from vallex.inference.synthesizer import SpeakSettings, Speech, SpokenCodes, Synthesizer
 from vallex.text import split_for_speech
 
 LONG_MODES = ("fixed", "sliding")
@@ -26,11 +27,13 @@ class LongSpeech:
     """What was spoken: as one, and chunk by chunk.
 
     whole: all codes and their sound; it ended as the first chunk that did not end by itself, if there is one
-    chunks: one where the text was short enough; their wavs together are not quite the whole's
+    chunks: one where the text was short enough; those that are empty are not in the whole
+    texts: what the chunks say
     """
 
     whole: Speech
-    chunks: tuple[Speech, ...]
+    chunks: tuple[SpokenCodes, ...]
+    texts: tuple[str, ...]
 
 
 def speak_long(
@@ -40,35 +43,49 @@ def speak_long(
     settings: SpeakSettings,
     mode: str = "fixed",
 ) -> LongSpeech:
-    """Speaks a text of any length in a voice; one that fits is spoken as `Synthesizer.speak` does.
+    """Speaks a text of any length in a voice. A chunk that stays empty says so, and so does the whole.
 
     voice: None takes the voice that the model makes up for the first chunk
     mode: "fixed" or "sliding"
-    errors: as Synthesizer.speak; ConfigError for another mode; PromptError where the voice is so long that no
-        room is left for a chunk
+    errors: TextError; ConfigError for another mode; PromptError where the voice is so long that no room is
+        left for a chunk
     """
     check_mode(mode)
     texts = chunk_texts(synthesizer, text, voice, settings, mode)
     if len(texts) == 1:
-        speech = synthesizer.speak(text, voice, settings)
-        return LongSpeech(whole=speech, chunks=(speech,))
-    prompt, chunks = voice, []
-    for chunk in texts:
-        speech = synthesizer.speak(chunk, prompt, settings)
-        chunks.append(speech)
-        if (mode == "sliding" or prompt is None) and _is_sound(speech):
-            prompt = prompt_of(speech)
-    codes = torch.cat([speech.codes for speech in chunks])
-    whole = replace(
-        chunks[0],
-        wav=synthesizer.vocoder.decode(codes.unsqueeze(0))[0].cpu(),
+        [speech] = synthesizer.speak_many([(text, voice)], settings)
+        return LongSpeech(whole=speech, chunks=(speech,), texts=(text,))
+    chunks = _spoken_chunks(synthesizer, texts, voice, settings, mode)
+    said = [chunk for chunk in chunks if chunk.ended != "empty"] or chunks
+    codes = torch.cat([chunk.codes for chunk in said])
+    whole = Speech(
+        wav=synthesizer.sound(codes),
         codes=codes,
-        ended=next((speech.ended for speech in chunks if speech.ended != "eos"), "eos"),
+        ended=next((chunk.ended for chunk in chunks if chunk.ended != "eos"), "eos"),
         seed=settings.seed,
-        num_redraws=sum(speech.num_redraws for speech in chunks),
+        num_redraws=sum(chunk.num_redraws for chunk in chunks),
         text=synthesizer.tokenizer.encode(text, language=settings.language),
+        mean_log_prob=sum(chunk.mean_log_prob * len(chunk.codes) for chunk in said) / max(len(codes), 1),
     )
-    return LongSpeech(whole=whole, chunks=tuple(chunks))
+    return LongSpeech(whole=whole, chunks=tuple(chunks), texts=tuple(texts))
+
+
+def _spoken_chunks(
+    synthesizer: Synthesizer,
+    texts: list[str],
+    voice: VoicePrompt | None,
+    settings: SpeakSettings,
+    mode: str,
+) -> list[SpokenCodes]:
+    prompt, chunks = voice, []
+    while len(chunks) < len(texts):
+        left = texts[len(chunks) :]
+        # what hangs on no other chunk is decoded at once
+        at_once = left if mode == "fixed" and prompt is not None else left[:1]
+        chunks += synthesizer.decode_many([(chunk, prompt) for chunk in at_once], settings)
+        if (mode == "sliding" or prompt is None) and _is_sound(chunks[-1]):
+            prompt = prompt_of(chunks[-1])
+    return chunks
 
 
 def check_mode(mode: str) -> None:
@@ -96,12 +113,12 @@ def chunk_texts(
     return split_for_speech(synthesizer.tokenizer, text, min(room_sec, MAX_TOTAL_SEC / 2), settings.language)
 
 
-def _is_sound(speech: Speech) -> bool:
+def _is_sound(speech: SpokenCodes) -> bool:
     """Whether a chunk may be a prompt: one that was cut off, or ran on, does not say what its text says."""
     return speech.ended == "eos" and len(speech.codes) / FRAME_RATE_HZ <= MAX_TOTAL_SEC - MIN_CHUNK_SEC
 
 
-def prompt_of(speech: Speech) -> VoicePrompt:
+def prompt_of(speech: SpokenCodes) -> VoicePrompt:
     """What was spoken as a voice prompt; in the language of most of its phonemes, because it can have one."""
     [(language, _)] = Counter(speech.text.languages).most_common(1)
     return VoicePrompt(codes=speech.codes, text=torch.tensor(speech.text.ids), language=language)

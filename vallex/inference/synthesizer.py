@@ -1,4 +1,4 @@
-"""From texts and voices to wavs, through the collation and the language path that training uses.
+"""From texts and voices to codes and wavs, through the collation and the language path that training uses.
 
 `VALLE.generate` below is exact. What stands here is what a user needs around it: a result that is empty,
 loops or runs on is drawn again with other seeds, and the outcome says how it ended and which seed gave it.
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vallex.codec import Vocoder
-from vallex.errors import CheckpointError, ConfigError, PromptError, TrainingError
+from vallex.errors import CheckpointError, ConfigError, TrainingError
 from vallex.inference.guards import BUDGET_EXTRA_FRAMES, ENDINGS, MIN_FRAMES, frame_budget, how_it_ended
-from vallex.inference.prompts import FRAME_RATE_HZ, NUM_CODEBOOKS, VoicePrompt
+from vallex.inference.prompts import NUM_CODEBOOKS, VoicePrompt
 from vallex.languages import Language
 from vallex.model.decoding import FirstCodes, decode_first, fill_codebooks
 from vallex.model.network import VALLE
@@ -27,7 +27,7 @@ BATCH_ROWS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SpeakSettings(Sampling):
-    """How a text is spoken; how its codes are drawn is in Sampling.
+    """How a text is spoken; how its codes are drawn is in Sampling. Raises ConfigError, naming every fault.
 
     language: of text outside tags: en, zh, ja, or auto
     seed: the same seed gives the same codes on the same machine, alone or with other texts
@@ -41,17 +41,21 @@ class SpeakSettings(Sampling):
     max_redraws: int = 3
 
     def __post_init__(self):
+        faults = self.sampling_faults()
+        if self.temperature < 0:
+            faults.append(f"temperature is {self.temperature}; it must be at least 0, which is greedy")
         if self.best_of < 1 or self.max_redraws < 0:
-            raise ConfigError(
+            faults.append(
                 f"best_of is {self.best_of} and max_redraws {self.max_redraws}; they must be at least 1 and 0"
             )
+        if faults:
+            raise ConfigError("; ".join(faults))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speech:
-    """What was spoken.
+class SpokenCodes:
+    """What was spoken, as codes.
 
-    wav: [N] float32, 24 kHz
     codes: [T, K] int64
     ended: "eos", or what is wrong with the best of all draws: "budget" (it ran on and was cut off), "loop"
         (it repeats itself), "empty"
@@ -61,7 +65,6 @@ class Speech:
     mean_log_prob: log probability of codebook 0, averaged over its frames
     """
 
-    wav: Tensor
     codes: Tensor
     ended: str
     seed: int
@@ -70,23 +73,45 @@ class Speech:
     mean_log_prob: float = float("-inf")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speech(SpokenCodes):
+    """What was spoken, and its sound: wav [N] float32, 24 kHz."""
+
+    wav: Tensor
+
+
 @dataclass(kw_only=True)
 class _Job:
-    """A text on its way: what it is decoded from, and the best draw so far."""
+    """A text on its way: what it is decoded from, and the best draw so far.
+
+    num_phonemes: of what is to be said, for the guards; 0 where a part of the text is spoken already
+    """
 
     encoding: PhonemeEncoding
     request: GenerateRequest
+    num_phonemes: int
     best: FirstCodes | None = None
     ended: str = "empty"
     seed: int = 0
     num_redraws: int = 0
+    codes: Tensor | None = None
 
     def offer(self, first: FirstCodes, seed: int) -> None:
         """Takes a draw if it is better than what was there."""
-        ended = how_it_ended(first.codes, first.ended)
+        ended = how_it_ended(first.codes.cpu(), first.ended, self.num_phonemes)
         rank = (-ENDINGS.index(ended), first.mean_log_prob)
         if self.best is None or rank > (-ENDINGS.index(self.ended), self.best.mean_log_prob):
             self.best, self.ended, self.seed = first, ended, seed
+
+    def spoken(self) -> SpokenCodes:
+        return SpokenCodes(
+            codes=self.codes,
+            ended=self.ended,
+            seed=self.seed,
+            num_redraws=self.num_redraws,
+            text=self.encoding,
+            mean_log_prob=self.best.mean_log_prob,
+        )
 
 
 class Synthesizer:
@@ -134,49 +159,44 @@ class Synthesizer:
         batch_rows: how many are decoded at once; more take more memory
         errors: TextError, PromptError
         """
+        return [self._with_sound(spoken) for spoken in self.decode_many(texts, settings, batch_rows)]
+
+    def decode_many(
+        self,
+        texts: Sequence[tuple[str, VoicePrompt | None]],
+        settings: SpeakSettings,
+        batch_rows: int = BATCH_ROWS,
+    ) -> list[SpokenCodes]:
+        """As speak_many, without making sound of the codes."""
         jobs = []
         for text, voice in texts:
             encoding = self.tokenizer.encode(text, language=settings.language)
             request = self.request(encoding, voice, settings, settings.seed)
-            jobs.append(_Job(encoding=encoding, request=request))
-        return self._spoken(jobs, settings, batch_rows)
+            jobs.append(_Job(encoding=encoding, request=request, num_phonemes=len(encoding.ids)))
+        self._decode(jobs, settings, batch_rows)
+        return [job.spoken() for job in jobs]
 
-    def continue_speech(
-        self, recording: VoicePrompt, settings: SpeakSettings, prompt_sec: float = 3.0
-    ) -> Speech:
-        """Speaks an utterance on from its first seconds, by the text of the whole of it.
+    def continue_speech(self, text: str, beginning: Tensor, settings: SpeakSettings) -> Speech:
+        """Speaks an utterance on from its beginning, by the text of the whole (VALL-E, "continual").
 
-        prompt_sec: how much of the recording is kept
-        returns: the kept frames and what follows them, as one
-        errors: PromptError where the recording is too short; TrainingError where nothing followed
+        text: what the whole says, its beginning included
+        beginning: [P, K] int64, the frames that are there
+        returns: the beginning and what follows it, made sound as one
+        errors: TextError, PromptError; TrainingError where nothing followed
         """
-        num_kept = round(prompt_sec * FRAME_RATE_HZ)
-        if not 0 < num_kept <= len(recording.codes) - MIN_FRAMES:
-            longest_sec = recording.seconds - MIN_FRAMES / FRAME_RATE_HZ
-            raise PromptError(
-                f"{prompt_sec:g} s of a recording of {recording.seconds:.1f} s are to be continued; keep "
-                f"more than 0 and at most {longest_sec:.1f} s (--keep-sec)"
-            )
-        ids, kept = recording.text.tolist(), recording.codes[:num_kept]
-        encoding = PhonemeEncoding(
-            ids=ids,
-            languages=[recording.language] * len(ids),
-            phonemes="",
-            unknown=[],
-            unknown_words=[],
-            dropped=[],
-        )
-        # the text has no part that is the prompt's alone, so all of it is the target's
+        encoding = self.tokenizer.encode(text, language=settings.language)
+        # nobody knows which phonemes the beginning says, so all of them are the target's
         request = replace(
             self.request(encoding, None, settings, settings.seed),
-            prompt_codes=kept,
-            max_frames=max(frame_budget(len(ids)) - num_kept, BUDGET_EXTRA_FRAMES),
+            prompt_codes=beginning,
+            max_frames=max(frame_budget(len(encoding.ids)) - len(beginning), BUDGET_EXTRA_FRAMES),
         )
-        [speech] = self._spoken([_Job(encoding=encoding, request=request)], settings, BATCH_ROWS)
-        if speech.ended == "empty":
+        job = _Job(encoding=encoding, request=request, num_phonemes=0)
+        self._decode([job], settings, BATCH_ROWS)
+        if job.ended == "empty":
             raise nothing_was_said(settings)
-        codes = torch.cat([kept.to(speech.codes.device), speech.codes])
-        return replace(speech, codes=codes, wav=self._sound(codes))
+        job.codes = torch.cat([beginning.cpu(), job.codes])
+        return self._with_sound(job.spoken())
 
     def request(
         self, encoding: PhonemeEncoding, voice: VoicePrompt | None, settings: SpeakSettings, seed: int
@@ -202,14 +222,23 @@ class Synthesizer:
             **vars(settings.sampling()),
         )
 
-    def _spoken(self, jobs: list[_Job], settings: SpeakSettings, batch_rows: int) -> list[Speech]:
+    def sound(self, codes: Tensor) -> Tensor:
+        """codes: [T, K] int64; returns [N] float32, 24 kHz, nothing where there is too little to hear."""
+        if len(codes) < MIN_FRAMES:
+            return torch.zeros(0)
+        return self.vocoder.decode(codes.unsqueeze(0))[0].cpu()
+
+    def _decode(self, jobs: list[_Job], settings: SpeakSettings, batch_rows: int) -> None:
         """Draws codebook 0 until each job has ended by itself or has no draws left; then fills the others."""
         # a greedy result is the same whatever the seed
         num_draws, num_rounds = settings.best_of, settings.max_redraws + 1
         if settings.is_greedy:
             num_draws, num_rounds = 1, 1
         for draw_round in range(num_rounds):
-            pending = [job for job in jobs if job.ended != "eos"]
+            # rows of like lengths end together; draws of one text stay side by side and are read once
+            pending = sorted(
+                (job for job in jobs if job.ended != "eos"), key=lambda job: len(job.request.text)
+            )
             first_seed = settings.seed + draw_round * num_draws
             draws = [(job, first_seed + i) for job in pending for i in range(num_draws)]
             for part in _parts(draws, batch_rows):
@@ -218,28 +247,14 @@ class Synthesizer:
                     job.offer(first, seed)
             for job in pending:
                 job.num_redraws = draw_round
-        speeches = []
-        for part in _parts(jobs, batch_rows):
+        for part in _parts(sorted(jobs, key=lambda job: len(job.best.codes)), batch_rows):
             requests = [replace(job.request, seed=job.seed) for job in part]
             filled = fill_codebooks(self.model, requests, [job.best.codes for job in part])
-            speeches += [self._speech(job, codes.cpu()) for job, codes in zip(part, filled, strict=True)]
-        return speeches
+            for job, codes in zip(part, filled, strict=True):
+                job.codes = codes.cpu()
 
-    def _speech(self, job: _Job, codes: Tensor) -> Speech:
-        return Speech(
-            wav=self._sound(codes),
-            codes=codes,
-            ended=job.ended,
-            seed=job.seed,
-            num_redraws=job.num_redraws,
-            text=job.encoding,
-            mean_log_prob=job.best.mean_log_prob,
-        )
-
-    def _sound(self, codes: Tensor) -> Tensor:
-        if len(codes) < MIN_FRAMES:
-            return torch.zeros(0)
-        return self.vocoder.decode(codes.unsqueeze(0))[0].cpu()
+    def _with_sound(self, spoken: SpokenCodes) -> Speech:
+        return Speech(wav=self.sound(spoken.codes), **vars(spoken))
 
 
 def nothing_was_said(settings: SpeakSettings) -> TrainingError:

@@ -16,7 +16,7 @@ GREEDY_BELOW = 1e-6
 """Dividing by less could overflow to infinity, and nothing but the likeliest would be drawn anyway."""
 
 AWARE_WINDOW_FRAMES = 10
-"""How far back repetition-aware sampling looks (VALL-E 2, section 4.1)."""
+"""How far back repetition-aware sampling looks: K of VALL-E 2 (Chen et al. 2024, arXiv:2406.05370)."""
 
 PENALTY_WINDOW_FRAMES = 75
 """How far back the repetition penalty looks: one second. A voice comes back to each of its codes in time."""
@@ -32,7 +32,8 @@ class Sampling:
     repetition_penalty: 1 is none; logits of the last second's codes are divided by it, or multiplied where
         they are negative (Keskar et al. 2019, whose formula favours what is negative)
     repetition_aware: a code that fills more than this share of the last 10 frames is drawn anew from all
-        codes (VALL-E 2, which takes 0.1); None is off
+        codes; None is off. VALL-E 2 takes 0.1, with a top_p of 0 to 0.8. Its text counts the frames before,
+        as is done here; the sum in its algorithm 1 begins with the code itself, by which once would do
     """
 
     temperature: float = 1.0

@@ -32,7 +32,7 @@ def speech(num_frames, seed=0):
 
 
 def test_guards_on_published_prompts_flag_none(prompts):
-    assert {name: how_it_ended(codes, "eos") for name, (codes, _) in prompts.items()} == dict.fromkeys(
+    assert {name: how_it_ended(codes, "eos", num) for name, (codes, num) in prompts.items()} == dict.fromkeys(
         prompts, "eos"
     )
     assert [name for name, (codes, num) in prompts.items() if len(codes) > frame_budget(num)] == []
@@ -80,6 +80,8 @@ def test_how_it_ended_names_what_is_wrong():
     assert how_it_ended(speech(MIN_FRAMES - 1), "eos") == "empty"
     assert how_it_ended(speech(MIN_FRAMES), "eos") == "eos"
     assert how_it_ended(speech(100), "budget") == "budget"
+    assert how_it_ended(speech(100), "eos", num_phonemes=100) == "eos"
+    assert how_it_ended(speech(99), "eos", num_phonemes=100) == "empty"
     for ended in ("eos", "budget"):
         assert how_it_ended(speech(10).repeat(20), ended) == "loop"
 

@@ -8,7 +8,7 @@ import torch
 from vallex.errors import ConfigError, PromptError, TextError
 from vallex.inference.long_text import MAX_TOTAL_SEC, chunk_texts, speak_long
 from vallex.inference.prompts import VoicePrompt
-from vallex.inference.synthesizer import SpeakSettings, Speech, Synthesizer
+from vallex.inference.synthesizer import SpeakSettings, SpokenCodes, Synthesizer
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
 from vallex.text import PhonemeTokenizer
@@ -38,21 +38,27 @@ class ScriptedSynthesizer(Synthesizer):
             model = VALLE(ModelConfig(d_model=32, num_heads=2, num_layers=1)).eval()
         super().__init__(model, CountingVocoder(), PhonemeTokenizer())
         self.asked = []
+        self.batches = []
         self.ends = dict(ends)
         self.frames_per_phoneme = frames_per_phoneme
 
-    def speak(self, text, voice, settings):
+    def decode_many(self, texts, settings, batch_rows=8):
+        self.batches.append(len(texts))
+        return [self.decode(text, voice, settings) for text, voice in texts]
+
+    def decode(self, text, voice, settings):
         number = len(self.asked)
         self.asked.append((text, voice, settings))
         encoding = self.tokenizer.encode(text, language=settings.language)
-        codes = torch.full((self.frames_per_phoneme * len(encoding.ids), 8), number)
-        return Speech(
-            wav=torch.zeros(320 * len(codes)),
-            codes=codes,
-            ended=self.ends.get(number, "eos"),
+        ended = self.ends.get(number, "eos")
+        num_frames = 3 if ended == "empty" else self.frames_per_phoneme * len(encoding.ids)
+        return SpokenCodes(
+            codes=torch.full((num_frames, 8), number),
+            ended=ended,
             seed=settings.seed + 1,
             num_redraws=1,
             text=encoding,
+            mean_log_prob=-1.0 - number,
         )
 
 
@@ -83,6 +89,8 @@ def test_speak_long_when_fixed_then_every_chunk_has_the_same_prompt(voice):
     assert len(speech.chunks) > 1
     assert prompts_of(synthesizer) == [999] * len(speech.chunks)
     assert all(text.startswith("[EN]") and text.endswith("[EN]") for text, _, _ in synthesizer.asked)
+    assert synthesizer.batches == [len(speech.chunks)]
+    assert speech.texts == tuple(text for text, _, _ in synthesizer.asked)
 
 
 def test_speak_long_when_sliding_then_a_chunk_is_the_prompt_of_the_next(voice):
@@ -102,6 +110,21 @@ def test_speak_long_without_a_voice_then_the_first_chunk_gives_it(mode, expected
     speak_long(synthesizer, LONG, None, SETTINGS, mode)
     assert prompts_of(synthesizer)[:4] == expected[: len(synthesizer.asked)]
     assert len(synthesizer.asked) > 2
+    left = len(synthesizer.asked) - 1
+    assert synthesizer.batches == [1, left] if mode == "fixed" else [1] * (left + 1)
+
+
+def test_speak_long_when_a_chunk_is_empty_then_the_rest_is_spoken_and_the_whole_says_so(voice):
+    synthesizer = ScriptedSynthesizer(ends={1: "empty"})
+    speech = speak_long(synthesizer, LONG, voice, SETTINGS)
+    assert speech.whole.ended == "empty"
+    assert set(speech.whole.codes[:, 0].tolist()) == set(range(len(speech.chunks))) - {1}
+
+
+def test_speak_long_then_the_mean_log_probability_is_that_of_all_frames(voice):
+    speech = speak_long(ScriptedSynthesizer(), LONG, voice, SETTINGS)
+    codes = speech.whole.codes[:, 0]
+    assert speech.whole.mean_log_prob == pytest.approx(float((-1.0 - codes).mean()), rel=1e-4)
 
 
 def test_speak_long_when_a_chunk_is_cut_off_then_it_is_no_prompt_and_the_whole_says_so(voice):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vallex.errors import ConfigError, PromptError, TrainingError
+from vallex.errors import ConfigError, TrainingError
 from vallex.inference import synthesizer as module
 from vallex.inference.guards import frame_budget
 from vallex.inference.prompts import VoicePrompt
@@ -139,18 +139,19 @@ def test_speak_many_draws_again_for_those_only_that_did_not_end(synthesizer, voi
     requests_of = []
 
     def decode_first(model, requests):
-        requests_of.append([len(request.text) for request in requests])
+        lens = [len(request.text) for request in requests]
+        requests_of.append(lens)
         results = inner(model, requests)
-        if len(requests) == 3:
-            # only the second text ends at once
-            results[0] = results[2] = FirstCodes(codes=GOOD[:25], ended="eos", mean_log_prob=-1.0)
-        return results
+        well = FirstCodes(codes=GOOD[:25], ended="eos", mean_log_prob=-1.0)
+        # of several, only the longest ends at once
+        return [well if num < max(lens) else one for num, one in zip(lens, results, strict=True)]
 
     monkeypatch.setattr(module, "decode_first", decode_first)
     texts = [("Hi.", voice), ("Good morning.", None), ("No.", voice)]
     speeches = synthesizer.speak_many(texts, SpeakSettings())
     assert tried == [[0, 0, 0], [1]]
-    assert requests_of[1] == [requests_of[0][1]]
+    assert requests_of[0] == sorted(requests_of[0])
+    assert requests_of[1] == [requests_of[0][2]]
     assert [len(speech.codes) for speech in speeches] == [25, 20, 25]
     assert [speech.seed for speech in speeches] == [0, 1, 0]
 
@@ -188,36 +189,65 @@ def test_settings_of_sampling_reach_the_decoder(synthesizer, voice):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [({"best_of": 0}, "best_of is 0 and"), ({"max_redraws": -1}, "max_redraws -1; ")]
+    ("wrong", "message"),
+    [
+        ({"best_of": 0}, "best_of is 0 and"),
+        ({"max_redraws": -1}, "max_redraws -1; "),
+        ({"temperature": -0.5}, "temperature is -0.5; it must be at least 0"),
+        ({"top_k": 0, "repetition_aware": 1.0}, "top_k is 0; .*; repetition_aware is 1.0; "),
+        ({"repetition_penalty": 0.5}, "repetition_penalty is 0.5; it must be at least 1"),
+    ],
 )
-def test_settings_of_no_draws_are_refused(wrong, message):
+def test_settings_that_cannot_be_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         SpeakSettings(**wrong)
 
 
 def test_continue_speech_keeps_the_beginning_and_reads_the_whole_text(synthesizer, monkeypatch):
-    codes = torch.randint(0, 1024, (90, 8), generator=torch.Generator().manual_seed(0))
-    recording = VoicePrompt(codes=codes, text=torch.tensor([7, 8, 9, 10]), language="zh")
+    beginning = torch.randint(0, 1024, (38, 8), generator=torch.Generator().manual_seed(0))
     asked = []
     inner = module.decode_first
     monkeypatch.setattr(
         module, "decode_first", lambda m, requests: asked.extend(requests) or inner(m, requests)
     )
-    speech = synthesizer.continue_speech(recording, SpeakSettings(seed=1), prompt_sec=0.5)
+    speech = synthesizer.continue_speech("[ZH]你好[ZH][EN]Hi.[EN]", beginning, SpeakSettings(seed=1))
+    encoding = synthesizer.tokenizer.encode("[ZH]你好[ZH][EN]Hi.[EN]")
     request = asked[0]
-    assert request.text.tolist() == [7, 8, 9, 10]
+    assert request.text.tolist() == encoding.ids
     assert request.num_prompt_text == 0
-    assert set(request.text_language) == {"zh"}
-    assert torch.equal(request.prompt_codes, codes[:38])
-    assert request.max_frames == max(frame_budget(4) - 38, 75)
-    assert torch.equal(speech.codes[:38], codes[:38])
+    assert request.text_language == encoding.languages
+    assert torch.equal(request.prompt_codes, beginning)
+    assert request.max_frames == max(frame_budget(len(encoding.ids)) - 38, 75)
+    assert torch.equal(speech.codes[:38], beginning)
     assert len(speech.codes) > 38 + 7
     assert len(speech.wav) == 320 * len(speech.codes)
 
 
-@pytest.mark.parametrize("prompt_sec", [0.0, -1.0, 0.71, 3.0])
-def test_continue_speech_of_more_than_there_is_says_what_can_be_kept(synthesizer, prompt_sec):
-    codes = torch.zeros(60, 8, dtype=torch.long)
-    recording = VoicePrompt(codes=codes, text=torch.tensor([7]), language="en")
-    with pytest.raises(PromptError, match=rf"{prompt_sec:g} s of a recording of 0\.8 s .* at most 0\.7 s"):
-        synthesizer.continue_speech(recording, SpeakSettings(), prompt_sec)
+def test_continue_speech_is_what_generate_gives_from_the_beginning(synthesizer):
+    beginning = torch.randint(0, 1024, (20, 8), generator=torch.Generator().manual_seed(0))
+    encoding = synthesizer.tokenizer.encode("Good morning to you.", "en")
+    settings = SpeakSettings(seed=1, max_redraws=0)
+    speech = synthesizer.continue_speech("Good morning to you.", beginning, settings)
+    exact = synthesizer.model.generate(
+        torch.tensor(encoding.ids),
+        beginning,
+        0,
+        text_language=encoding.languages,
+        seed=1,
+        max_frames=frame_budget(len(encoding.ids)) - 20,
+    )
+    assert torch.equal(speech.codes[20:], exact)
+
+
+def test_continue_speech_where_nothing_follows_says_so(synthesizer, draws):
+    draws(dict.fromkeys(range(4), ("good", 3, "eos", -1.0)))
+    with pytest.raises(TrainingError, match="nothing was said: 4 seeds from 0 on ended at once"):
+        synthesizer.continue_speech("Hi.", torch.zeros(30, 8, dtype=torch.long), SpeakSettings())
+
+
+def test_speak_when_it_breaks_off_before_its_text_can_be_said_then_is_drawn_again(synthesizer, voice, draws):
+    text = "Good morning to you all, and a good evening."
+    num_phonemes = len(synthesizer.tokenizer.encode(text, "en").ids)
+    draws({0: ("good", num_phonemes - 1, "eos", -1.0), 1: ("good", num_phonemes, "eos", -2.0)})
+    speech = synthesizer.speak(text, voice, SpeakSettings())
+    assert (speech.ended, speech.seed, speech.num_redraws) == ("eos", 1, 1)

@@ -15,6 +15,10 @@ class TextError(VallexError):
     """A text that cannot be turned into phonemes."""
 
 
+class ListError(VallexError):
+    """A list of texts of which some cannot be spoken."""
+
+
 class AudioError(VallexError):
     """A recording that cannot be read or used."""
 

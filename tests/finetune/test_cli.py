@@ -199,7 +199,7 @@ def test_version_when_asked_then_printed(vallex):
             r"No such option: --nam \(Possible options: --name\)\. See vallex finetune --help",
         ),
         ("prepare x", "Missing argument 'OUT'. See vallex prepare --help"),
-        ("say -o x.wav", "Missing argument 'TEXT'. See vallex say --help"),
+        ("say -o x.wav", "there is nothing to say: give a TEXT, --list FILE or --continue-from WAV"),
         ("say Hi", "Missing option '-o' / '--out'. See vallex say --help"),
         ("voice make", "Missing argument 'NAME'. See vallex voice make --help"),
         ("say Hi -o x.wav --seed abc", "Invalid value for '--seed'.*'abc'"),

@@ -90,13 +90,20 @@ def load_any_model(
     heads: int | None,
     adapter: Path | None = None,
     adapter_scale: float | None = None,
+    precision: str | None = None,
 ):
     """The model at a path, or else the toy (if asked for) or the released one; with an adapter, merged.
 
-    Without a path, an adapter goes on the model that it records.
+    Without a path, an adapter goes on the model that it records. With a precision, it is for speaking only,
+    and on the GPU if there is one.
     """
+    import torch
+
     from vallex.model.checkpoint import load_model
+    from vallex.model.precision import to_precision
     from vallex.model.toy import toy_model
+
+    device = "cuda" if precision is not None and torch.cuda.is_available() else "cpu"
 
     if adapter is not None:
         from vallex.model.adapter import load_adapted
@@ -104,14 +111,16 @@ def load_any_model(
         scale = 1.0 if adapter_scale is None else adapter_scale
         model = load_adapted(adapter, base=path, scale=scale, num_heads=heads)
     elif path is None and offline_toy:
-        return toy_model()
+        model = toy_model()
     else:
-        model = load_model(path or released_checkpoint(), num_heads=heads)
+        model = load_model(path or released_checkpoint(), device, num_heads=heads, precision=precision)
     if model.provenance.get("toy") and not offline_toy:
         raise CheckpointError(
             f"{adapter or path}: trained on toy codes, so a real codec makes nothing of what it says; add "
             "--offline-toy to hear it as the noise it is, or train on data prepared with real weights"
         )
+    if precision is not None and model.precision is None:
+        to_precision(model.to(device), precision)
     return model
 
 
@@ -124,6 +133,16 @@ def released_checkpoint() -> Path:
             "or run without weights, in noise: --offline-toy"
         )
     return RELEASED_CHECKPOINT
+
+
+def check_wav_folder(out: Path) -> None:
+    """Refuses what is not the name of a folder that could be filled with wavs."""
+    if out.suffix.lower() == ".wav" or out.is_file():
+        raise VallexError(
+            f"{out}: with --list, -o is a folder, in which each line gets a wav; write -o spoken"
+        )
+    if out.parent.exists() and not out.parent.is_dir():
+        raise VallexError(f"{out}: {out.parent} is a file, not a folder; choose another place")
 
 
 def check_wav_name(out: Path) -> None:

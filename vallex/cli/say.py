@@ -1,4 +1,4 @@
-"""The verb `vallex say`."""
+"""The verb `vallex say`: one text, the rest of a recording, or a list of texts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,32 +7,60 @@ from typing import Annotated
 import typer
 
 from vallex.cli.options import (
-    TOY_NOTICE,
     OfflineToy,
     Phonemizer,
     RunsDir,
     Transcript,
     UnknownWords,
     check_adapter,
+    check_wav_folder,
     check_wav_name,
     load_any_model,
     make_tokenizer,
 )
+from vallex.cli.spoken import Output, say_list, say_on, say_text
+from vallex.errors import ConfigError
+
+DEFAULT_KEEP_SEC = 3.0
+"""As in VALL-E's continuations."""
 
 
 def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
     """`vallex say`, with run names resolved by `resolve_checkpoint`."""
 
     def say(
-        text: Annotated[
-            str, typer.Argument(metavar="TEXT", help="What to say; [EN]…[EN] tags where languages mix.")
+        out: Annotated[
+            Path, typer.Option("-o", "--out", help="The wav to write (24 kHz, 16 bit); of --list, a folder.")
         ],
-        out: Annotated[Path, typer.Option("-o", "--out", help="The wav to write (24 kHz, 16 bit).")],
-        voice: Annotated[
+        text: Annotated[
             str | None,
-            typer.Option(help="A saved voice's name, an .npz, or a recording of 0.5-15 s."),
+            typer.Argument(metavar="TEXT", help="What to say; [EN]…[EN] tags where languages mix."),
+        ] = None,
+        voice: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="A saved voice's name, an .npz, or a recording of 0.5-15 s. May be repeated: recordings "
+                "of one speaker, together at most 15 s, are one voice."
+            ),
         ] = None,
         transcript: Transcript = None,
+        listed: Annotated[
+            Path | None,
+            typer.Option(
+                "--list", help="A file of texts, one a line: text|prompt text|prompt audio, or with tabs."
+            ),
+        ] = None,
+        continued: Annotated[
+            Path | None,
+            typer.Option(
+                "--continue-from",
+                help="A recording to speak on from its first seconds; TEXT is then what the whole says, and "
+                "may be left out where the recording's own text is meant.",
+            ),
+        ] = None,
+        keep_sec: Annotated[
+            float | None, typer.Option(help="Seconds that are kept of --continue-from; 3 if left out.")
+        ] = None,
         checkpoint: Annotated[
             str | None,
             typer.Option(help="A run (RUN, RUN@best, RUN@last) or a file; the released model if left out."),
@@ -45,6 +73,9 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             float | None, typer.Option(help="How much of --adapter: 0 for none, 1 as trained.")
         ] = None,
         runs: RunsDir = Path("runs"),
+        precision: Annotated[
+            str, typer.Option(help="float32, bfloat16, float16 (GPU) or int8 (CPU, fastest there).")
+        ] = "float32",
         vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
         language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
         phonemizer: Phonemizer = None,
@@ -55,7 +86,23 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
             float | None,
             typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that reach p together."),
         ] = None,
+        repetition_aware: Annotated[
+            float | None,
+            typer.Option(
+                help="Draw anew a code that fills more than this share of the last 10 frames; VALL-E 2: 0.1."
+            ),
+        ] = None,
+        repetition_penalty: Annotated[
+            float, typer.Option(help="Makes codes of the last second less likely; 1 is none.")
+        ] = 1.0,
         seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same speech.")] = 0,
+        best_of: Annotated[
+            int, typer.Option(min=1, help="Draw this many, with seeds in a row, and keep the likeliest.")
+        ] = 1,
+        redraws: Annotated[
+            int,
+            typer.Option(min=0, help="How often to draw again what loops, runs on or says nothing."),
+        ] = 3,
         long: Annotated[
             str,
             typer.Option(help="Long text: one fixed prompt for all chunks, or sliding, the chunk before."),
@@ -65,66 +112,82 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         ] = None,
         offline_toy: OfflineToy = False,
     ) -> None:
-        """Speak a text in a voice.
+        """Speak a text in a voice, speak on from the beginning of a recording, or speak a list of texts.
 
         Example: vallex say "Good morning." --voice anna --checkpoint my-run -o morning.wav
         """
         from vallex.codec import load_codec, load_vocoder
-        from vallex.codec.audio import save_audio
-        from vallex.inference.long_text import check_mode, speak_long
+        from vallex.inference.long_text import check_mode
         from vallex.inference.synthesizer import SpeakSettings, Synthesizer
-        from vallex.inference.voices import obtain_voice
-        from vallex.model.runs import is_adapter
+        from vallex.inference.voices import obtain_voices
 
-        check_wav_name(out)
+        _check_task(text, listed, continued, keep_sec, voice)
+        (check_wav_folder if listed else check_wav_name)(out)
         path = None if checkpoint is None else resolve_checkpoint(checkpoint, runs)
         adapter_path = None if adapter is None else resolve_checkpoint(adapter, runs)
         check_adapter(adapter_path, adapter_scale)
         check_mode(long)
-        tokenizer = make_tokenizer(phonemizer, unknown_words)
-        model = load_any_model(path, offline_toy, heads, adapter_path, adapter_scale)
-        codec = load_codec(toy=offline_toy)
-        prompt = None if voice is None else obtain_voice(voice, transcript, codec, tokenizer)
         settings = SpeakSettings(
-            language=language, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+            language=language,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_aware=repetition_aware,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            best_of=best_of,
+            max_redraws=redraws,
         )
+        tokenizer = make_tokenizer(phonemizer, unknown_words)
+        model = load_any_model(path, offline_toy, heads, adapter_path, adapter_scale, precision)
+        codec = load_codec(toy=offline_toy)
         synthesizer = Synthesizer(model, load_vocoder(vocoder, codec=codec, toy=offline_toy), tokenizer)
-        spoken = speak_long(synthesizer, text, prompt, settings, long)
-        speech = spoken.whole
-        is_toy = offline_toy or bool(model.provenance.get("toy"))
-        name = "toy model" if is_toy else "released model"
-        if spoke := adapter_path or path:
-            name = spoke.parent.name if is_adapter(spoke) else spoke.name
-        made_by = f"synthetic speech by vallex, {name}"
-        save_audio(
-            out, speech.wav, software="vallex", comment=made_by + (f" ({TOY_NOTICE})" if is_toy else "")
+        output = Output(
+            path=out,
+            model_name=_model_name(adapter_path or path, offline_toy),
+            is_toy=offline_toy or bool(model.provenance.get("toy")),
         )
-        if len(spoken.chunks) > 1:
-            typer.echo(f"Spoken in {len(spoken.chunks)} chunks ({long}).")
-        report_speech(speech, out, is_toy)
+        if continued is not None:
+            keep_sec = DEFAULT_KEEP_SEC if keep_sec is None else keep_sec
+            say_on(synthesizer, codec, continued, keep_sec, text or transcript, settings, output)
+            return
+        prompt = obtain_voices(voice, transcript, codec, tokenizer) if voice else None
+        if listed is not None:
+            say_list(synthesizer, codec, listed, prompt, settings, long, output)
+        else:
+            say_text(synthesizer, text, prompt, settings, long, output)
 
     return say
 
 
-def report_speech(speech, out: Path, is_toy: bool) -> None:
-    """What came of it: length, how it ended, seed, languages, and what was not said as written."""
-    how = {
-        "eos": "ended by itself",
-        "budget": "cut off at the frame budget",
-        "loop": "repeats itself in a loop",
-        "empty": "says nothing",
-    }[speech.ended]
-    redraws = f", the best of {speech.num_redraws + 1} draws" if speech.num_redraws else ""
-    read_as = " and ".join(dict.fromkeys(speech.text.languages))
-    typer.echo(
-        f"{out}: {len(speech.wav) / 24000:.2f} s, {how}, seed {speech.seed}{redraws}, read as {read_as}"
-    )
-    if speech.text.unknown_words:
-        typer.echo(
-            "Words that no dictionary has (--unknown-words says how they are read): "
-            + ", ".join(speech.text.unknown_words)
+def _check_task(
+    text: str | None,
+    listed: Path | None,
+    continued: Path | None,
+    keep_sec: float | None,
+    voice: list[str] | None,
+) -> None:
+    """Refuses no text at all, and what does not go together."""
+    if keep_sec is not None and continued is None:
+        raise ConfigError(
+            f"--keep-sec is {keep_sec:g} and there is no --continue-from: name a recording, or leave it out"
         )
-    if speech.text.unknown or speech.text.dropped:
-        typer.echo(f"Without sound: {' '.join([*speech.text.unknown, *speech.text.dropped])}")
-    if is_toy:
-        typer.echo(f"Made with {TOY_NOTICE}.")
+    if listed is not None:
+        others = {"TEXT": text, "--continue-from": continued}
+        for name in [name for name, value in others.items() if value is not None]:
+            raise ConfigError(f"--list {listed} and {name}: a list has its own texts; leave one of them out")
+    elif continued is not None and voice:
+        raise ConfigError(
+            f"--continue-from {continued} and --voice {voice[0]}: the recording is the voice; leave one of "
+            "them out"
+        )
+    elif continued is None and text is None:
+        raise ConfigError("there is nothing to say: give a TEXT, --list FILE or --continue-from WAV")
+
+
+def _model_name(path: Path | None, offline_toy: bool) -> str:
+    from vallex.model.runs import is_adapter
+
+    if path is None:
+        return "toy model" if offline_toy else "released model"
+    return path.parent.name if is_adapter(path) else path.name

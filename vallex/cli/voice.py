@@ -21,8 +21,12 @@ def voice_make(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="The voice's name; it is saved as prompts/NAME.npz.")
     ],
-    recording: Annotated[
-        Path, typer.Argument(metavar="WAV", help="A recording of 0.5-15 s, best 3 s or more.")
+    recordings: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="WAV...",
+            help="A recording of 0.5-15 s, best 3 s or more; or several of one speaker, as long together.",
+        ),
     ],
     transcript: Transcript = None,
     language: Annotated[str, typer.Option(help="Of the recording: auto, en, zh, ja.")] = "auto",
@@ -32,31 +36,47 @@ def voice_make(
     force: Annotated[bool, flag("--force", "Replace a voice of this name.")] = False,
     offline_toy: OfflineToy = False,
 ) -> None:
-    """Save a voice from a recording and what is said in it; without --text, what is heard in it.
+    """Save a voice from recordings and what is said in them; without a text, what is heard in them.
 
     Example: vallex voice make anna anna.wav --text "Good morning, how are you today?"
     """
     from vallex.codec import load_codec
     from vallex.errors import PromptError
     from vallex.inference.prompts import prompt_path, save_prompt
-    from vallex.inference.voices import hear_transcript, known_transcript, voice_from_recording
+    from vallex.inference.voices import check_transcript, join_voices, voice_from_recording
 
     path = prompt_path(name, prompts)
     if path.exists() and not force:
         raise PromptError(f"voice {name!r}: {path} is there already; take another name, or --force")
-    said = known_transcript(recording, transcript)
+    check_transcript([str(recording) for recording in recordings], transcript)
     tokenizer = make_tokenizer(phonemizer, unknown_words)
-    if said is None:
-        heard = hear_transcript(recording, language)
-        said, language = heard.text, heard.language
-        typer.echo(f"Heard by {heard.source}, in {heard.language}: {heard.text}")
-        typer.echo("If that is wrong, say what is said: the same command with --text and --force.")
+    said = [_what_is_said(recording, transcript, language) for recording in recordings]
     codec = load_codec(toy=offline_toy)
-    prompt = voice_from_recording(recording, said, codec, tokenizer, language)
+    voices = [
+        voice_from_recording(recording, text, codec, tokenizer, spoken)
+        for recording, (text, spoken) in zip(recordings, said, strict=True)
+    ]
+    prompt = join_voices(voices, [str(recording) for recording in recordings])
     save_prompt(path, prompt)
     typer.echo(f"{path}: {prompt.seconds:.1f} s, {prompt.language}, {len(prompt.text)} phonemes")
     if offline_toy:
         typer.echo(f"Made with {TOY_NOTICE}.")
+
+
+def _what_is_said(recording: Path, transcript: str | None, language: str) -> tuple[str, str]:
+    """The words of a recording and their language: as given or beside it, else as heard."""
+    from vallex.inference.voices import hear_transcript, known_transcript
+
+    known = known_transcript(recording, transcript)
+    if known is not None:
+        return known, language
+    heard = hear_transcript(recording, language)
+    typer.echo(f"Heard by {heard.source}, in {heard.language}: {heard.text}")
+    typer.echo(
+        f"If that is wrong, put what is said into {recording.with_suffix('.txt')}, and run this again with "
+        "--force."
+    )
+    return heard.text, heard.language
 
 
 def voice_list(

@@ -1,8 +1,10 @@
-"""Making voice prompts from recordings, and finding the voice that a user names."""
+"""Making voice prompts from recordings, joining them, and finding the voice that a user names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vallex.codec.audio import load_audio
 from vallex.codec.encodec import EncodecCodec
@@ -11,6 +13,7 @@ from vallex.inference.asr import ASR_RATE_HZ, Heard, find_recognizer, load_recog
 from vallex.inference.prompts import VoicePrompt, find_prompt, load_prompt
 from vallex.sources import CHECKPOINTS_DIR
 from vallex.text import PhonemeTokenizer
+from vallex.text.symbols import SPACE_SYMBOL, released_vocabulary
 
 MIN_PROMPT_SEC = 0.5
 MAX_PROMPT_SEC = 15.0
@@ -43,6 +46,55 @@ def voice_from_recording(
         toy=codec.is_toy,
         transcript=transcript,
     )
+
+
+def join_voices(voices: Sequence[VoicePrompt], names: Sequence[str]) -> VoicePrompt:
+    """Several prompts of one speaker as one: their codes one after another, their texts as one text.
+
+    names: what the user calls them, for the error
+    errors: PromptError where they are of several languages, or together longer than 15 s
+    """
+    if len(voices) == 1:
+        return voices[0]
+    languages = sorted({voice.language for voice in voices})
+    seconds = sum(voice.seconds for voice in voices)
+    faults = []
+    if len(languages) > 1:
+        faults.append(f"they are in {' and '.join(languages)}; a voice prompt has one language")
+    if seconds > MAX_PROMPT_SEC:
+        faults.append(
+            f"together they last {seconds:.1f} s; a voice prompt is at most {MAX_PROMPT_SEC:.0f} s, best "
+            f"{ADVISED_PROMPT_SEC:.0f} s or more: leave some out"
+        )
+    if faults:
+        raise PromptError(f"{', '.join(names)}: {'; '.join(faults)}")
+    space = torch.tensor([released_vocabulary()[SPACE_SYMBOL]])
+    texts = [part for voice in voices for part in (space, voice.text)][1:]
+    transcripts = [voice.transcript for voice in voices]
+    return VoicePrompt(
+        codes=torch.cat([voice.codes for voice in voices]),
+        text=torch.cat(texts),
+        language=languages[0],
+        toy=any(voice.toy for voice in voices),
+        transcript=" ".join(transcripts) if all(transcripts) else "",
+    )
+
+
+def beginning_of(path: Path, keep_sec: float, codec: EncodecCodec) -> Tensor:
+    """The codes of the first `keep_sec` seconds of a recording: [P, 8] int64.
+
+    errors: AudioError; PromptError where it is shorter, and below 0.5 s or above 15 s
+    """
+    wav = load_audio(path)
+    seconds = len(wav) / codec.sample_rate_hz
+    longest_sec = min(seconds, MAX_PROMPT_SEC)
+    if not MIN_PROMPT_SEC <= keep_sec <= longest_sec:
+        raise PromptError(
+            f"{path}: its first {keep_sec:g} s are to be continued, and it lasts {seconds:.1f} s; keep "
+            f"{MIN_PROMPT_SEC} to {longest_sec:.1f} s of it (--keep-sec)"
+        )
+    with torch.inference_mode():
+        return codec.encode(wav[: round(keep_sec * codec.sample_rate_hz)])[0].cpu().clone()
 
 
 def _check_length(path: Path, seconds: float) -> None:
@@ -109,6 +161,31 @@ def _unknown_transcript(recording: Path) -> str:
     )
 
 
+def check_transcript(voices: Sequence[str], transcript: str | None) -> None:
+    """Refuses one transcript for several voices: whose words are whose would be a guess."""
+    if transcript is not None and len(voices) > 1:
+        raise PromptError(
+            f"--text is what one recording says, and there are {len(voices)}: put the words of each into a "
+            f"{TRANSCRIPT_SUFFIXES[-1]} file of its name beside it"
+        )
+
+
+def obtain_voices(
+    voices: Sequence[str],
+    transcript: str | None,
+    codec: EncodecCodec,
+    tokenizer: PhonemeTokenizer,
+    prompts_dir: Path = Path("prompts"),
+) -> VoicePrompt:
+    """The voices that a user names, joined to one.
+
+    errors: as obtain_voice and join_voices; PromptError for a transcript of several voices
+    """
+    check_transcript(voices, transcript)
+    found = [obtain_voice(voice, transcript, codec, tokenizer, prompts_dir) for voice in voices]
+    return join_voices(found, voices)
+
+
 def obtain_voice(
     voice: str,
     transcript: str | None,
@@ -118,12 +195,17 @@ def obtain_voice(
 ) -> VoicePrompt:
     """The voice that a user names: a saved one, an `.npz` file, or a recording with its transcript.
 
-    errors: PromptError, AudioError, TextError; a prompt of toy codes is refused by a real codec
+    errors: PromptError, AudioError, TextError; a prompt of toy codes is refused by a real codec, and a
+        transcript of what is no recording
     """
     path = Path(voice)
     if path.is_file() and path.suffix != ".npz":
         return voice_from_recording(path, find_transcript(path, transcript), codec, tokenizer)
     found = find_prompt(voice, prompts_dir)
+    if transcript is not None:
+        raise PromptError(
+            f"{found}: a saved voice knows what it says; leave its text out, or name a recording"
+        )
     prompt = load_prompt(found)
     if prompt.toy and not codec.is_toy:
         raise PromptError(

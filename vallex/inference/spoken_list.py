@@ -1,0 +1,160 @@
+"""A list of texts, each in a voice of its own, spoken by one model: `text|prompt text|prompt audio` a line.
+
+Every fault of a list is found before anything is spoken. What is spoken comes in groups of like lengths,
+not in the order of the list, because the rows of a batch should end together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vallex.codec.encodec import EncodecCodec
+from vallex.errors import ListError, PromptError, TextError, VallexError
+from vallex.inference.long_text import chunk_texts, speak_long
+from vallex.inference.prompts import VoicePrompt
+from vallex.inference.synthesizer import BATCH_ROWS, SpeakSettings, Speech, Synthesizer
+from vallex.inference.voices import obtain_voice
+from vallex.model.requests import check_request
+
+COLUMNS = "text|prompt text|prompt audio"
+MAX_SHOWN_FAULTS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListLine:
+    """A line of a list as it stands there; prompt_text and prompt_audio are "" where it has none."""
+
+    number: int
+    text: str
+    prompt_text: str = ""
+    prompt_audio: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListText:
+    """A text of a list, ready to be spoken. num_phonemes: of all its chunks together."""
+
+    number: int
+    text: str
+    voice: VoicePrompt | None
+    num_chunks: int
+    num_phonemes: int
+
+
+@dataclass(kw_only=True)
+class ListVoices:
+    """Finds the voices of a list, each once. default: of lines that name none."""
+
+    default: VoicePrompt | None
+    folder: Path
+    codec: EncodecCodec
+    synthesizer: Synthesizer
+    found: dict[tuple[str, str], VoicePrompt] = field(default_factory=dict)
+
+    def of(self, line: ListLine) -> VoicePrompt | None:
+        """The voice of a line: a recording's, an .npz file's or a saved one. Errors as obtain_voice."""
+        if not line.prompt_audio:
+            if line.prompt_text:
+                raise PromptError("it has a prompt text and no prompt audio")
+            return self.default
+        key = (line.prompt_audio, line.prompt_text)
+        if key not in self.found:
+            beside = self.folder / line.prompt_audio
+            name = str(beside) if beside.is_file() else line.prompt_audio
+            self.found[key] = obtain_voice(
+                name, line.prompt_text or None, self.codec, self.synthesizer.tokenizer
+            )
+        return self.found[key]
+
+
+def read_list(path: Path) -> list[ListLine]:
+    """The lines of a list that are not blank; columns end at tabs where a line has any, else at `|`.
+
+    errors: ListError, naming every line that has too many columns or no text
+    """
+    try:
+        rows = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise ListError(f"{path}: no list can be read there ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ListError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
+    lines, faults = [], []
+    for number, row in enumerate(rows, 1):
+        if not row.strip():
+            continue
+        columns = [column.strip() for column in row.split("\t" if "\t" in row else "|")]
+        text, prompt_text, prompt_audio = [*columns, "", ""][:3]
+        if len(columns) > 3:
+            faults.append((number, f"it has {len(columns)} columns; at most 3 are allowed: {COLUMNS}"))
+        elif not text:
+            faults.append((number, "it has no text in its first column"))
+        else:
+            lines.append(
+                ListLine(number=number, text=text, prompt_text=prompt_text, prompt_audio=prompt_audio)
+            )
+    if faults:
+        raise _list_error(path, faults)
+    if not lines:
+        raise ListError(f"{path}: it has no line with a text; write one a line: {COLUMNS}")
+    return lines
+
+
+def prepare_list(
+    path: Path, lines: Sequence[ListLine], voices: ListVoices, settings: SpeakSettings, mode: str
+) -> list[ListText]:
+    """Everything that has to be known before lines are spoken.
+
+    mode: of texts too long to be spoken at once, as in speak_long
+    errors: ListError, naming every line that cannot be spoken
+    """
+    texts, faults = [], []
+    for line in lines:
+        try:
+            texts.append(_prepare(line, voices, settings, mode))
+        except VallexError as error:
+            faults.append((line.number, str(error)))
+    if faults:
+        raise _list_error(path, faults)
+    return texts
+
+
+def speak_list(
+    synthesizer: Synthesizer, texts: Sequence[ListText], settings: SpeakSettings, mode: str
+) -> Iterator[tuple[ListText, Speech]]:
+    """Speaks a list, giving each text as soon as it is spoken; those that fit are spoken several at once."""
+    short = sorted((text for text in texts if text.num_chunks == 1), key=lambda text: text.num_phonemes)
+    for start in range(0, len(short), BATCH_ROWS):
+        part = short[start : start + BATCH_ROWS]
+        speeches = synthesizer.speak_many([(text.text, text.voice) for text in part], settings)
+        yield from zip(part, speeches, strict=True)
+    for text in texts:
+        if text.num_chunks > 1:
+            yield text, speak_long(synthesizer, text.text, text.voice, settings, mode).whole
+
+
+def _prepare(line: ListLine, voices: ListVoices, settings: SpeakSettings, mode: str) -> ListText:
+    synthesizer, faults = voices.synthesizer, []
+    try:
+        encoding = synthesizer.tokenizer.encode(line.text, language=settings.language)
+    except TextError as error:
+        faults.append(str(error))
+    try:
+        voice = voices.of(line)
+    except VallexError as error:
+        faults.append(str(error))
+    if faults:
+        raise ListError("; ".join(faults))
+    check_request(synthesizer.model.config, synthesizer.request(encoding, voice, settings, settings.seed))
+    return ListText(
+        number=line.number,
+        text=line.text,
+        voice=voice,
+        num_chunks=len(chunk_texts(synthesizer, line.text, voice, settings, mode)),
+        num_phonemes=len(encoding.ids),
+    )
+
+
+def _list_error(path: Path, faults: list[tuple[int, str]]) -> ListError:
+    shown = "; ".join(f"line {number}: {fault}" for number, fault in faults[:MAX_SHOWN_FAULTS])
+    more = f"; and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
+    return ListError(f"{path}: nothing was spoken, because of {len(faults)} lines: {shown}{more}")

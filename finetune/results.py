@@ -203,9 +203,17 @@ def all_settings(run_dir: Path | str, result: RunResult) -> dict[str, object]:
     errors: RunError where the settings cannot be read
     """
     facts = {"init": result.init, "data": result.data, "versions": result.versions}
-    config = _flatten(read_config(run_dir))
+    config = flatten(read_config(run_dir))
     settings = {name.removeprefix("settings."): value for name, value in config.items()}
-    return {"preset": result.preset} | settings | _flatten(facts)
+    return {"preset": result.preset} | settings | flatten(facts)
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Nested settings under dotted names; a list is one value."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def read_note(run_dir: Path | str) -> str | None:
@@ -234,14 +242,6 @@ def metric(metrics: dict | None, name: str) -> float | None:
     """A number of `base`, `best` or `last`, None where it is not there."""
     value = (metrics or {}).get(name)
     return value if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Nested settings under dotted names; a list is one value."""
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _find_run(ref: str, runs_dir: Path) -> Path | None:

@@ -11,14 +11,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from finetune.log.comparison import Comparison, ScoreRow, verdict
+from finetune.log.comparison import Comparison, verdict
 from finetune.log.listing import DEFAULT_COLUMNS, Entry, rows
+from finetune.log.words import TOY_MARK, difference_text, format_seconds, number, plain
 from finetune.results import PhaseResult, RunLog, RunResult, metric, read_note
 from finetune.scoring.scores import SCORES, Evaluation
 from vallex.model.runs import ADAPTER_FILE
 
-TOY_MARK = "toy weights"
-TOY_NOTE = "toy weights: what you hear is noise, and the losses say nothing about a voice"
+TOY_NOTE = f"{TOY_MARK}: what you hear is noise, and the losses say nothing about a voice"
 _STATUS_STYLES = {
     "done": "green",
     "running": "cyan",
@@ -108,7 +108,7 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table | Text]:
         values = [metric(own["means"], name) for own in evaluation.systems.values()]
         judge = evaluation.judges.get(name)
         if any(value is not None for value in values):
-            means.add_row(Text(f"{score.title}\n({judge})" if judge else score.title), *map(_number, values))
+            means.add_row(Text(f"{score.title}\n({judge})" if judge else score.title), *map(number, values))
     differing = _table("Differences from the base, with 95 % intervals")
     differing.add_column("score", overflow="fold")
     for system in evaluation.differences:
@@ -134,7 +134,7 @@ def comparison_tables(comparison: Comparison) -> Group:
         settings.add_column(run_label(run), overflow="fold")
         metrics.add_column(run_label(run), justify="right")
     for name, values in comparison.settings.items():
-        settings.add_row(Text(name), *[Text("-" if value is None else str(value)) for value in values])
+        settings.add_row(Text(name), *[Text(plain(value)) for value in values])
     for row in comparison.metrics:
         cells = [_metric_cell(row["metric"], value) for value in row["values"]]
         name = row["metric"].replace("_", " ").replace("top10", "top-10").replace("seconds", "time")
@@ -146,61 +146,47 @@ def comparison_tables(comparison: Comparison) -> Group:
 
 
 def _score_tables(comparison: Comparison) -> list[Table]:
-    """Scores beside those of the base, with the difference from it and from the first run."""
+    """Means and verdicts; below them the differences from the base, and from the first run."""
     if not comparison.scores:
         return []
-    first = comparison.runs[0].name
-    table = _table(f"Scores: mean, difference from the base, difference from {first}, 95 % intervals")
-    table.add_column("score", overflow="fold")
-    table.add_column("base", justify="right")
-    for run in comparison.runs:
-        table.add_column(run_label(run), justify="right")
+    runs = comparison.runs
+    means = _scores_table("Scores", runs, "base")
     for row in comparison.scores:
-        cells = [_score_cell(row, place) for place in range(len(comparison.runs))]
-        title = f"{row.title}\n({row.judge})" if row.judge and row.score in SCORES else row.title
-        table.add_row(Text(title), _number(row.base), *cells)
-    said = [verdict(run.evaluation) for run in comparison.runs]
-    table.add_row(
-        Text("verdict", style="bold"),
-        "",
-        *[_marked(one["verdict"]).append(f"\n{one['checkpoint']}", "") if one else "-" for one in said],
-    )
-    return [table]
+        if any(value is not None for value in (row.base, *row.values)):
+            title = f"{row.title}\n({row.judge})" if row.judge else row.title
+            means.add_row(Text(title), number(row.base), *map(number, row.values))
+    said = [verdict(run.evaluation) for run in runs]
+    checkpoints = [Text(f"\n{one['checkpoint']}") if one else Text() for one in said]
+    verdicts = [_marked(one["verdict"]) if one else Text("-") for one in said]
+    cells = [word.append_text(name) for word, name in zip(verdicts, checkpoints, strict=True)]
+    means.add_row(Text("verdict", style="bold"), "", *cells)
+    to_base = _scores_table("Differences from the base, and their 95 % intervals", runs)
+    to_first = _scores_table(f"Differences from {runs[0].name}", runs)
+    for row in comparison.scores:
+        for table, found in ((to_base, row.to_base), (to_first, row.to_first)):
+            if any(found):
+                table.add_row(row.title, *map(_difference, found))
+    return [means, to_base, *([to_first] if to_first.row_count else [])]
 
 
-def _score_cell(row: ScoreRow, place: int) -> Text:
-    if row.to_base[place] is None:
-        return Text("-")
-    cell = Text("" if row.values[place] is None else f"{row.values[place]:.3f}\n")
-    cell.append_text(_difference(row.to_base[place]))
-    return (
-        cell.append("\nto first ").append_text(_difference(row.to_first[place]))
-        if row.to_first[place]
-        else cell
-    )
+def _scores_table(title: str, runs: Sequence[RunResult], *more: str) -> Table:
+    table = _table(title)
+    table.add_column("score", overflow="fold")
+    for name in (*more, *map(run_label, runs)):
+        table.add_column(name, justify="right")
+    return table
 
 
 def _difference(one: dict | None) -> Text:
-    """`+0.012 (-0.010 to +0.034)` in the colour of its verdict."""
-    mean, low, high = (metric(one, key) for key in ("mean", "low", "high"))
-    if mean is None:
-        return Text("-")
-    span = "" if low is None or high is None else f" ({low:+.3f} to {high:+.3f})"
-    return Text(f"{mean:+.3f}{span}", style=_STATUS_STYLES.get(one.get("verdict"), ""))
+    """A difference above its interval, in the colour of its verdict."""
+    text = difference_text(one).replace(" (", "\n").rstrip(")")
+    return Text(text, style=_STATUS_STYLES.get((one or {}).get("verdict"), ""))
 
 
 def run_label(result: RunResult) -> Text:
     """The name of a run, and whether it was made with toy weights."""
     label = Text(result.name)
     return label.append(" ").append_text(_toy_mark(result)) if result.toy else label
-
-
-def format_seconds(seconds: float) -> str:
-    """`42 s`, `3 min 05 s` or `2 h 10 min`."""
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def _table(title: str, show_header: bool = True) -> Table:
@@ -252,14 +238,14 @@ def _list_cell(name: str, value: object) -> str | Text:
     if name in ("status", "verdict"):
         return _marked(str(value))
     is_fraction = isinstance(value, float) and name.endswith(("loss", "top10", "difference", *SCORES))
-    return _number(value) if is_fraction else Text(_shown(value))
+    return number(value) if is_fraction else Text(_shown(value))
 
 
 def _shown(value: object) -> str:
-    """A value in a word or two."""
+    """A fact in a line."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {one}" for key, one in value.items() if one is not None)
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return ", ".join(f"{key} {plain(one)}" for key, one in value.items() if one is not None)
+    return plain(value)
 
 
 def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:
@@ -269,7 +255,7 @@ def _phase_rows(phase: PhaseResult) -> list[Sequence[str | Text]]:
         lead = ("", "") if table_rows else (Text(phase.phase), _marked(phase.status))
         if metrics is not None:
             step = "0" if weights == "base" else str(metrics.get("step", "-"))
-            numbers = (_number(metric(metrics, "loss")), _number(metric(metrics, "top10")))
+            numbers = (number(metric(metrics, "loss")), number(metric(metrics, "top10")))
             # best may be an average of the weights
             kind = metrics.get("weights", "raw")
             weights = Text(weights if kind == "raw" else f"{weights} ({kind})")
@@ -287,13 +273,9 @@ def _metric_cell(name: str, value: object) -> str | Text:
         return "-"
     if name == "seconds":
         return format_seconds(value)
-    return _number(value) if name.endswith(("loss", "top10")) else Text(str(value))
+    return number(value) if name.endswith(("loss", "top10")) else Text(str(value))
 
 
 def _marked(status: str) -> Text:
     """A status or verdict in its colour."""
     return Text(status, style=_STATUS_STYLES.get(status, ""))
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from vallex.cli.options import RunsDir, flag
-from vallex.errors import ConfigError
+from vallex.cli.options import RunsDir, check_writable, flag
+from vallex.errors import ConfigError, RunError
 
 AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
@@ -137,6 +137,51 @@ def runs_note(
     path = resolve_run(run, runs)
     write_note(path, text)
     typer.echo(f"{path.name}: {'noted' if text.strip() else 'no note any more'}")
+
+
+@runs_app.command("export")
+def runs_export(
+    named: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN …]", help="Names or folders of runs; all if left out.")
+    ] = None,
+    as_markdown: Annotated[bool, flag("--markdown", "Print a table as of a lab's record.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page: scores, curves, and sounds side by side."),
+    ] = None,
+    max_mb: Annotated[
+        float, typer.Option(min=0.0, help="Megabytes that sounds may take in the page.")
+    ] = 25.0,
+    runs: RunsDir = Path("runs"),
+) -> None:
+    """Export runs: a Markdown table, or a page of one file that opens without a server.
+
+    Example: vallex runs export anna anna-2 --html anna.html
+    """
+    from finetune.results import list_runs, resolve_run
+
+    if not as_markdown and html is None:
+        raise ConfigError("nothing to export to: give --markdown, or --html FILE")
+    if named:
+        paths = [resolve_run(run, runs) for run in named]
+    else:
+        log = list_runs(runs)
+        paths = [runs / result.name for result in log.results]
+        for line in log.damaged:
+            typer.echo(f"vallex: passed over {line}", err=True)
+    if not paths:
+        raise RunError(f"{runs}: no runs here to export")
+    if as_markdown:
+        from finetune.log.markdown import markdown
+
+        typer.echo(markdown(paths), nl=False)
+    if html is not None:
+        from finetune.log.report import write_report
+
+        check_writable(html)
+        for line in write_report(paths, html, max_mb):
+            typer.echo(f"vallex: {line}", err=True)
+        typer.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB", err=as_markdown)
 
 
 def _echo_json(value: object) -> None:

@@ -60,9 +60,14 @@ class Comparison:
 
 
 def compare(*run_dirs: Path | str) -> Comparison:
-    """Two run folders or more."""
+    """Two run folders or more; ConfigError where there are fewer."""
     if len(run_dirs) < 2:
         raise ConfigError(f"{len(run_dirs)} run is named; two or more can be compared. See vallex runs list")
+    return side_by_side(run_dirs)
+
+
+def side_by_side(run_dirs: Sequence[Path | str]) -> Comparison:
+    """What there is to say of run folders, one or more; RunError where one cannot be read."""
     results = [read_result(path) for path in run_dirs]
     settings = [all_settings(path, result) for path, result in zip(run_dirs, results, strict=True)]
     names = dict.fromkeys(name for own in settings for name in own)

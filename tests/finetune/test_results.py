@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from finetune.log.words import format_seconds
 from finetune.results import (
     PhaseResult,
     RunResult,
@@ -22,7 +23,6 @@ from finetune.results import (
     write_result,
 )
 from finetune.scoring.scores import RECORD_VERSION, Evaluation
-from finetune.tables import format_seconds
 from vallex.errors import RunError
 
 AR = PhaseResult(

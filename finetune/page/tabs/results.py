@@ -8,10 +8,10 @@ import gradio as gr
 from finetune.log.comparison import compare
 from finetune.log.curves import Curve, curves_svg, read_lines
 from finetune.log.listing import Entry, entries, rows, to_csv
+from finetune.log.words import format_seconds
 from finetune.page.engine import Engine
 from finetune.page.tabs.words import Opening, bad, empty, told
 from finetune.results import RunLog, list_runs, resolve_run
-from finetune.tables import format_seconds
 from vallex.errors import RunError
 from vallex.files import atomic_write
 

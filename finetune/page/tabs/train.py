@@ -7,11 +7,11 @@ import gradio as gr
 
 from finetune.config import preset_about, preset_names
 from finetune.log.curves import curves_svg, stage_curves
+from finetune.log.words import format_seconds
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
 from finetune.page.tabs.words import Opening, bad, empty, good, listed, plain, told
 from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of
-from finetune.tables import format_seconds
 from vallex.errors import ConfigError
 
 STAGES = list(zip(("As the preset says", "Both", "AR only", "NAR only"), STAGE_CHOICES, strict=True))

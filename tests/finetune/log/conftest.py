@@ -5,10 +5,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from finetune.results import PhaseResult, RunResult, write_result
-from finetune.scoring.scores import FAULTS, RECORD_VERSION, SCORES, Evaluation
+from finetune.scoring.scores import FAULTS, RECORD_VERSION, SCORES, SOUNDS_FOLDER, Evaluation, sound_path
 from finetune.scoring.statistics import differences
 
 AR = PhaseResult(
@@ -146,3 +148,18 @@ def make_evaluation() -> Callable[..., Evaluation]:
 def better(make_evaluation) -> Evaluation:
     """nar-best understands a tenth better, and is as near to the voice."""
     return make_evaluation({"nar-best": {"error_rate": -0.1, "similarity": 0.02}})
+
+
+@pytest.fixture
+def add_sounds() -> Callable[..., None]:
+    """Writes a second of sound a sentence for systems of a run."""
+
+    def add(run_dir: Path, systems: tuple[str, ...], num: int = NUM_SENTENCES) -> None:
+        for system in systems:
+            for place in range(num):
+                path = run_dir / SOUNDS_FOLDER / sound_path(system, place)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                noise = np.random.default_rng(place).standard_normal(24000) * 0.1
+                soundfile.write(path, noise.clip(-1, 1), 24000)
+
+    return add

@@ -90,3 +90,31 @@ def test_compare_as_json_has_a_value_a_run(vallex, make_run, better):
     assert [run["name"] for run in found["runs"]] == ["anna", "bert", "cora"]
     assert all(len(row["values"]) == 3 for row in found["metrics"])
     assert all(len(row["to_base"]) == len(row["to_first"]) == 3 for row in found["scores"])
+
+
+def test_export_as_markdown_is_printed_and_as_page_is_written(vallex, tmp_path, make_run, better):
+    make_run("anna", evaluation=better)
+    make_run("bert")
+    (make_run("cora") / "result.json").write_text("{")
+    code, out, err = vallex("runs", "export", "--markdown", "--html", "out/page.html")
+    assert code == 0 and out.startswith("| run | what |") and "| anna |" in out and "| bert |" in out
+    assert "cora/result.json" in err and "out/page.html: 0." in err
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "<title>Results of anna, bert</title>" in page
+    assert vallex("runs", "export", "bert", "--html", "bert.html")[1] == "bert.html: 0.0 MB\n"
+    assert "<title>Results of bert</title>" in (tmp_path / "bert.html").read_text()
+
+
+def test_export_that_cannot_be_done_writes_nothing(vallex, tmp_path, make_run):
+    for arguments, message in {
+        "--markdown": "runs: no runs here to export",
+        "--html x.html": "runs: no runs here to export",
+        "ana --markdown": "run 'ana': no such run in runs/",
+        "": "nothing to export to: give --markdown, or --html FILE",
+    }.items():
+        code, out, err = vallex("runs", "export", *arguments.split())
+        assert (code, out) == (2, "") and message in err
+    make_run("anna")
+    (tmp_path / "folder").mkdir()
+    assert "folder: a folder; give the name of a file" in vallex("runs", "export", "--html", "folder")[2]
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "folder"}

@@ -30,9 +30,11 @@ def build_model():
             for embedding in (model.ar.text_embedding, model.ar.audio_embedding):
                 torch.nn.init.normal_(embedding.weight)
             for name, buffer in model.named_buffers():
-                # statistics of a trained prenet, not the neutral ones of a new one
-                if name.endswith(("running_mean", "running_var")):
-                    buffer.uniform_(0.5, 1.5)
+                # not the neutral statistics of a new prenet, and none that leave its ReLUs nothing above zero
+                if name.endswith("running_mean"):
+                    buffer.uniform_(-0.2, 0.2)
+                elif name.endswith("running_var"):
+                    buffer.uniform_(0.1, 0.3)
         return model.eval()
 
     return build

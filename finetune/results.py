@@ -148,6 +148,12 @@ def list_runs(runs_dir: Path | str) -> RunLog:
     return RunLog(results=sorted(results, key=lambda result: (result.created, result.name)), damaged=damaged)
 
 
+def run_folders(runs_dir: Path | str) -> list[Path]:
+    """Every run folder below a folder, by name, whatever state it is in."""
+    runs_dir = Path(runs_dir)
+    return [path for path in sorted(runs_dir.iterdir()) if is_run_folder(path)] if runs_dir.is_dir() else []
+
+
 def resolve_run(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
     """The run folder that `ref` means: a name under `runs_dir`, else a path. RunError where there is none."""
     found = _find_run(ref, Path(runs_dir))
@@ -249,9 +255,7 @@ def _find_run(ref: str, runs_dir: Path) -> Path | None:
 
 
 def _no_such_run(ref: str, runs_dir: Path) -> str:
-    names = (
-        sorted(path.name for path in runs_dir.iterdir() if is_run_folder(path)) if runs_dir.is_dir() else []
-    )
+    names = [path.name for path in run_folders(runs_dir)]
     nearest = difflib.get_close_matches(ref.rpartition("@")[0] or ref, names, n=3, cutoff=0.5)
     hint = f" (nearest: {', '.join(nearest)})" if nearest else f" ({len(names)} others)"
     return f"no such run in {runs_dir}/{hint}. See vallex runs list --runs {runs_dir}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_TEMPORARY_PREFIX = ".tmp-"
+TEMPORARY_PREFIX = ".tmp-"
 
 
 @contextmanager
@@ -18,7 +18,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=_TEMPORARY_PREFIX, suffix=path.name, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY_PREFIX, suffix=path.name, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -35,7 +35,7 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
 
 def remove_temporaries(folder: Path) -> None:
     """Removes what killed writers left in a folder and its subfolders; nobody may be writing there."""
-    for leftover in folder.rglob(f"{_TEMPORARY_PREFIX}*"):
+    for leftover in folder.rglob(f"{TEMPORARY_PREFIX}*"):
         leftover.unlink(missing_ok=True)
 
 

@@ -1,6 +1,7 @@
 """The verbs `vallex runs …`. `finetune.cli` takes them in; nothing heavy is imported before one runs."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -182,6 +183,57 @@ def runs_export(
         for line in write_report(paths, html, max_mb):
             typer.echo(f"vallex: {line}", err=True)
         typer.echo(f"{html}: {html.stat().st_size / 1e6:.1f} MB", err=as_markdown)
+
+
+@runs_app.command("prune")
+def runs_prune(
+    named: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN …]", help="Names or folders of runs; all if left out.")
+    ] = None,
+    yes: Annotated[bool, flag("--yes", "Remove without asking.")] = False,
+    runs: RunsDir = Path("runs"),
+) -> None:
+    """Free disk: say what of finished runs nothing needs any more, ask, and remove it.
+
+    Kept are best and chosen, what a run goes on from, and what another run is built on.
+    Example: vallex runs prune
+    """
+    from finetune.log.prune import plan_pruning, prune
+    from finetune.results import resolve_run, run_folders
+
+    plans = plan_pruning([resolve_run(run, runs) for run in named] if named else run_folders(runs), runs)
+    for plan in plans:
+        _tell(plan)
+    num_bytes = sum(plan.num_bytes for plan in plans)
+    if not any(plan.paths for plan in plans):
+        typer.echo("Nothing to free.")
+        return
+    if not yes:
+        typer.echo(f"Remove them, {num_bytes / 1e6:.1f} MB in all? [y/N] ", nl=False)
+        if sys.stdin.readline().strip().casefold() not in ("y", "yes"):
+            typer.echo("Nothing was removed.")
+            return
+    for plan in plans:
+        if plan.paths and not prune(plan):
+            typer.echo(f"vallex: {plan.run_dir.name}: left alone, it has begun to run again", err=True)
+            num_bytes -= plan.num_bytes
+    typer.echo(f"Freed {num_bytes / 1e6:.1f} MB.")
+
+
+def _tell(plan) -> None:
+    """What would go of a run, and what stays."""
+    name = plan.run_dir.name
+    if plan.left_alone is not None:
+        typer.echo(f"{name}: left alone: {plan.left_alone}")
+        return
+    kept = ", ".join(f"{checkpoint} ({why})" for checkpoint, why in plan.kept.items())
+    if plan.paths:
+        gone = ", ".join(str(path.relative_to(plan.run_dir)) for path in plan.paths)
+        typer.echo(f"{name}: frees {plan.num_bytes / 1e6:.1f} MB: {gone}")
+    else:
+        typer.echo(f"{name}: nothing to free")
+    if kept:
+        typer.echo(f"  keeps {kept}")
 
 
 def _echo_json(value: object) -> None:

@@ -17,6 +17,7 @@ import vallex
 from finetune.data.cli import export_prepared, import_verb, look_at_recordings, prepare
 from finetune.log.cli import runs_app, show_run
 from finetune.page.cli import app_verb
+from finetune.scoring.cli import evaluate
 from vallex.cli import add_verbs
 from vallex.cli.options import (
     RELEASED_CHECKPOINT,
@@ -118,6 +119,7 @@ def root(
 app.command("import")(import_verb)
 app.command()(prepare)
 app.command("app")(app_verb)
+app.command()(evaluate)
 app.add_typer(runs_app, name="runs")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+from finetune.scoring.scores import EVALUATION_SIZES
 from finetune.setting import allowed_text, default_text, nearest_hint, parse_setting, setting
 from vallex.errors import ConfigError
 
@@ -138,6 +139,11 @@ class FinetuneConfig:
     )
     compile: bool = setting(
         False, "compile the decoder layers (torch.compile); for a GPU and long runs, minutes at the start"
+    )
+    evaluation: str = setting(
+        "standard",
+        "what the end of the run is scored by: losses, or so many sentences spoken too (30 s to minutes)",
+        choices=("none", *EVALUATION_SIZES),
     )
     collation: CollationConfig = field(default_factory=CollationConfig)
     ar: StageConfig = field(default_factory=StageConfig)

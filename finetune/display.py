@@ -5,6 +5,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -32,6 +33,12 @@ class Display:
     def stage_ended(self) -> None:
         """The stage is over, for whatever reason."""
 
+    def scoring(self, what: str, done: int, total: int) -> None:
+        """An evaluation goes on: what it does, and how far it is with that."""
+
+    def scoring_ended(self) -> None:
+        """The evaluation is over, for whatever reason."""
+
 
 class RichDisplay(Display):
     """A bar with step, loss, top-10, learning rate and time left; plain lines where there is no terminal."""
@@ -55,8 +62,7 @@ class RichDisplay(Display):
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(elapsed_when_finished=True),
         )
-        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
-        self._progress.start()
+        self._start(*columns)
         self._task = self._progress.add_task(stage.upper(), total=total_steps, completed=step, figures="")
 
     def stepped(self, step: int) -> None:
@@ -83,3 +89,18 @@ class RichDisplay(Display):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def scoring(self, what: str, done: int, total: int) -> None:
+        if self._progress is None:
+            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+            self._start(*columns, MofNCompleteColumn())
+        tasks = {task.description: task.id for task in self._progress.tasks}
+        task = tasks[what] if what in tasks else self._progress.add_task(what, total=total)
+        self._progress.update(task, completed=done)
+
+    def scoring_ended(self) -> None:
+        self.stage_ended()
+
+    def _start(self, *columns: ProgressColumn) -> None:
+        self._progress = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._progress.start()

@@ -12,7 +12,7 @@ import re
 import socket
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -104,8 +104,23 @@ def this_process() -> dict:
 
 def write_result(run_dir: Path | str, result: RunResult) -> None:
     """Writes `result.json` of a run folder. A loss that is no finite number is written as null."""
-    content = json.dumps(_finite(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
-    with atomic_write(Path(run_dir) / RESULT_FILE) as temporary:
+    write_record(Path(run_dir) / RESULT_FILE, asdict(result))
+
+
+def update_result(run_dir: Path | str, **changes: object) -> None:
+    """Changes some fields of a run's result and leaves all others as they are written.
+
+    An evaluation may come long after the run, even after a newer vallex added fields of its own.
+    """
+    path = Path(run_dir) / RESULT_FILE
+    plain = {key: asdict(value) if is_dataclass(value) else value for key, value in changes.items()}
+    write_record(path, _read_json(path) | plain)
+
+
+def write_record(path: Path, record: dict) -> None:
+    """Writes plain values as JSON, atomically; a number that is not finite is written as null."""
+    content = json.dumps(_finite(record), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_write(path) as temporary:
         temporary.write_text(content + "\n", encoding="utf-8")
 
 

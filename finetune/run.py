@@ -67,7 +67,7 @@ class RunSpec:
 
 
 def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunResult:
-    """Trains what a spec asks for and returns the result, whose status is "done" or "stopped".
+    """Trains what a spec asks for, scores it, and returns the result, whose status is "done" or "stopped".
 
     errors: VallexError where something does not fit; nothing is trained then, and no folder is made. An
         error during training is recorded in the run's result and raised, as a TrainingError where it is
@@ -80,9 +80,7 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
         optimizer_class(getattr(spec.config, stage).optimizer)
     tokenizer = PhonemeTokenizer()
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
-    model = _starting_model(spec)
-    if spec.add_languages:
-        extend_languages(model, spec.add_languages)
+    model = starting_model(spec)
     check_fit(spec, model, data)
     set_collation(model, spec.config)
     check_groups(spec.config, spec.stages, model.config)
@@ -97,18 +95,32 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
         # what failed first is told, though a full disk may keep it out of the result
         with suppress(OSError):
             folder.write(seconds=round(before + time.monotonic() - began, 3))
-            folder.end_early(None if isinstance(error, KeyboardInterrupt) else _one_line(error))
+            folder.end_early(None if isinstance(error, KeyboardInterrupt) else one_line(error))
         if isinstance(error, VallexError):
             raise TrainingError(str(error)) from error
         raise
     folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
+    del model
+    if status == "done" and folder.is_writer and spec.config.evaluation != "none":
+        from finetune.scoring.run_scores import score_at_the_end
+
+        score_at_the_end(spec, folder, display)
     return folder.result
 
 
-def _starting_model(spec: RunSpec) -> VALLE:
-    """The checkpoint or the toy; from scratch, a new model of their sizes (without one, of the released)."""
-    if not spec.config.from_scratch:
-        return toy_model() if spec.init is None else load_model(spec.init)
+def starting_model(spec: RunSpec) -> VALLE:
+    """The untouched model: the checkpoint, the toy or a new one, with the languages that were added."""
+    if spec.config.from_scratch:
+        model = _new_model(spec)
+    else:
+        model = toy_model() if spec.init is None else load_model(spec.init)
+    if spec.add_languages:
+        extend_languages(model, spec.add_languages)
+    return model
+
+
+def _new_model(spec: RunSpec) -> VALLE:
+    """A model of a checkpoint's sizes, or of the toy's or the released, with weights that nothing taught."""
     if spec.init is not None:
         known = load_model(spec.init)
         config, is_toy = known.config, bool(known.provenance.get("toy"))
@@ -335,7 +347,8 @@ def _adapter_origin(spec: RunSpec, model: VALLE, folder: RunFolder, stage: str) 
     return AdapterOrigin(base={"path": path, "fingerprint": fingerprint_of(model)})
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What a result says of an error."""
     text = " ".join(str(error).split())
     return text if isinstance(error, VallexError) else f"{type(error).__name__}: {text}"
 

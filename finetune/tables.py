@@ -15,7 +15,8 @@ from finetune.log.comparison import Comparison, verdict
 from finetune.log.listing import DEFAULT_COLUMNS, Entry, rows
 from finetune.log.words import TOY_MARK, difference_text, format_seconds, number, plain
 from finetune.results import PhaseResult, RunLog, RunResult, metric, read_note
-from finetune.scoring.scores import SCORES, Evaluation
+from finetune.scoring.report import evaluation_tables
+from finetune.scoring.scores import SCORES
 from vallex.model.runs import ADAPTER_FILE
 
 TOY_NOTE = f"{TOY_MARK}: what you hear is noise, and the losses say nothing about a voice"
@@ -93,34 +94,6 @@ def run_tables(result: RunResult, note: str | None = None) -> Group:
     scores = evaluation_tables(result.evaluation) if result.evaluation else []
     missing = [Text(result.evaluation_note, style="yellow")] if result.evaluation_note else []
     return Group(facts, phases, *scores, *missing, *_toy_note([result]))
-
-
-def evaluation_tables(evaluation: Evaluation) -> list[Table | Text]:
-    """What each system scores, how the checkpoints differ from the base, and the verdict."""
-    if not evaluation.systems:
-        return [Text(f"Nothing was spoken: {'; '.join(evaluation.gaps.values()) or 'losses only'}")]
-    num = len(evaluation.sentences)
-    means = _table(f"{'Toy weights: s' if evaluation.toy else 'S'}cores, means of {num} sentences")
-    means.add_column("score", overflow="fold")
-    for system in evaluation.systems:
-        means.add_column(Text(system), justify="right")
-    for name, score in SCORES.items():
-        values = [metric(own["means"], name) for own in evaluation.systems.values()]
-        judge = evaluation.judges.get(name)
-        if any(value is not None for value in values):
-            means.add_row(Text(f"{score.title}\n({judge})" if judge else score.title), *map(number, values))
-    differing = _table("Differences from the base, with 95 % intervals")
-    differing.add_column("score", overflow="fold")
-    for system in evaluation.differences:
-        differing.add_column(Text(system), justify="right")
-    for name in (*SCORES, "overall"):
-        found = [own.get(name) for own in evaluation.differences.values()]
-        if any(metric(one, "mean") is not None for one in found):
-            title = SCORES[name].title if name in SCORES else "over all, in steps that one hears"
-            differing.add_row(title, *[_difference(one) for one in found])
-    gaps = [Text(f"{name}: {reason}", style="yellow") for name, reason in evaluation.gaps.items()]
-    tables = [means, differing] if evaluation.differences else [means]
-    return [*tables, Text(f"Verdict: {evaluation.why}", style="bold"), *gaps]
 
 
 def comparison_tables(comparison: Comparison) -> Group:

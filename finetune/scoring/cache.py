@@ -10,21 +10,22 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
 
-from finetune.scoring.spoken import Row
+from finetune.scoring.scores import sound_path
 from vallex.codec.audio import save_audio
 from vallex.errors import AudioError
 
+CACHE_FOLDER = ".evaluation"
+"""In the folder of runs: one cache for all of them."""
 CACHE_VERSION = 1
 """Of how sentences are chosen, spoken and judged: other scores for the same input need another number."""
 
 
 class ScoreCache:
-    """A folder of entries."""
+    """A folder of entries, which are plain values and sounds."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -37,15 +38,12 @@ class ScoreCache:
         """What was kept; None where there is nothing, or nothing whole."""
         try:
             entry = json.loads((self.folder / key / "entry.json").read_text(encoding="utf-8"))
-            entry["rows"] = [None if row is None else Row(**row) for row in entry["rows"]]
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError):
             return None
-        return entry
+        return entry if isinstance(entry, dict) else None
 
-    def write(
-        self, key: str, rows: Sequence[Row | None], wavs: Sequence[Tensor | None], **values: object
-    ) -> None:
-        """Keeps rows with their sounds and plain values; a disk without room for them is no error.
+    def write(self, key: str, entry: dict, wavs: Sequence[Tensor | None] = ()) -> None:
+        """Keeps plain values with their sounds; a disk without room for them is no error.
 
         wavs: [N] float32 each, 24 kHz; what is empty has no file
         """
@@ -58,8 +56,7 @@ class ScoreCache:
             made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.folder))
             for place, wav in enumerate(wavs):
                 if wav is not None and len(wav):
-                    save_audio(made / sound_name(place), wav, software="vallex")
-            entry = {**values, "rows": [None if row is None else asdict(row) for row in rows]}
+                    save_audio(made / sound_path("", place), wav, software="vallex")
             (made / "entry.json").write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # what is there cannot be read
             made.rename(target)
@@ -68,18 +65,10 @@ class ScoreCache:
                 shutil.rmtree(made, ignore_errors=True)
 
     def copy_sounds(self, key: str, folder: Path) -> None:
-        """Puts the sounds of an entry into a folder, in place of what is there; linked, where that goes."""
-        shutil.rmtree(folder, ignore_errors=True)
-        sounds = sorted((self.folder / key).glob("*.wav"))
-        if sounds:
-            folder.mkdir(parents=True)
-        for sound in sounds:
+        """Puts the sounds of an entry into a folder; linked, where that goes."""
+        for sound in sorted((self.folder / key).glob("*.wav")):
+            folder.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(sound, folder / sound.name)
             except OSError:
                 shutil.copyfile(sound, folder / sound.name)
-
-
-def sound_name(place: int) -> str:
-    """The file of the sentence at a place of the plan."""
-    return f"{place + 1:03d}.wav"

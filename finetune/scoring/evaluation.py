@@ -5,45 +5,46 @@ taken from the cache, so that the base costs nothing after the first run.
 """
 
 import datetime
+import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
-from finetune.data.prepared import PreparedSet, load_prepared
+from finetune.data.prepared import PreparedSet, load_prepared, read_info
 from finetune.scoring.cache import ScoreCache
 from finetune.scoring.judges import find_judges
 from finetune.scoring.plan import Plan, make_plan
 from finetune.scoring.scores import (
     BASE,
-    BETTER,
     CODEC_COPIES,
-    NO_DIFFERENCE,
     RECORD_VERSION,
     RECORDINGS,
-    SCORES,
-    UNKNOWN,
-    WORSE,
     Evaluation,
+    sound_path,
 )
-from finetune.scoring.spoken import Bench, ceiling_takes, judge_takes, speak_plan, system_record
-from finetune.scoring.statistics import Difference, differences
+from finetune.scoring.spoken import Bench, Row, ceiling_takes, judge_takes, speak_plan, system_record
 from finetune.scoring.teacher import (
     Spoken,
     TeacherScores,
+    fingerprint_of_spoken,
     other_voices,
     spoken_of,
     teacher_record,
     teacher_scores,
 )
+from finetune.scoring.verdict import compare_to_base, decide
 from vallex.codec import load_codec, load_vocoder
-from vallex.errors import CheckpointError, DataError, WeightsError
+from vallex.codec.encodec import EncodecCodec
+from vallex.errors import CheckpointError, DataError
+from vallex.inference.synthesizer import Synthesizer
 from vallex.model.network import VALLE
-from vallex.sources import CHECKPOINTS_DIR
-from vallex.text import PhonemeTokenizer, TextCollator
+from vallex.sources import CHECKPOINTS_DIR, COMPONENTS
+from vallex.text import PhonemeTokenizer
 
 LOSSES_ONLY = "losses"
+"""A size of an evaluation in which nothing is spoken; the others are those of a plan."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -52,11 +53,12 @@ class EvaluationSpec:
     """What is asked for.
 
     base: loads the untouched model
-    checkpoints: name to what loads it, the first one being the run's best
+    checkpoints: name to what loads it, the first one being the best by loss
     size: quick, standard or full; "losses" speaks nothing
     others: a prepared set of other voices, in place of the shipped ones
     sounds: where the sounds go, a folder a system; None keeps them in the cache only
     offline_toy: toy weights were asked for
+    device: where models, codec and judges compute, a name of torch's
     """
 
     base: Callable[[], VALLE]
@@ -68,24 +70,28 @@ class EvaluationSpec:
     others: Path | None = None
     sounds: Path | None = None
     offline_toy: bool = False
+    device: str = "cpu"
     checkpoints_dir: Path = CHECKPOINTS_DIR
 
 
 @dataclass(kw_only=True)
 class _Work:
-    """What an evaluation has found so far."""
+    """What an evaluation has found so far.
+
+    spoken: name of a system to what the cache keeps of it, and under which key
+    teacher: kind of voices to name to scores
+    """
 
     spec: EvaluationSpec
     data: PreparedSet
-    tokenizer: PhonemeTokenizer
     cache: ScoreCache
     bench: Bench | None
     gaps: dict[str, str]
     voices: dict[str, list[Spoken]]
     progress: Progress
-    systems: dict[str, dict] = field(default_factory=dict)
+    toy: bool
+    spoken: dict[str, tuple[dict, str]] = field(default_factory=dict)
     teacher: dict[str, dict[str, TeacherScores]] = field(default_factory=dict)
-    toy: bool = False
 
 
 def evaluate_checkpoints(spec: EvaluationSpec, progress: Progress | None = None) -> Evaluation:
@@ -97,29 +103,38 @@ def evaluate_checkpoints(spec: EvaluationSpec, progress: Progress | None = None)
     began = time.monotonic()
     work = _set_up(spec, progress or (lambda what, done, total: None))
     for name, load in {BASE: spec.base, **spec.checkpoints}.items():
-        model = load()
-        _check_toy(name, model, work)
+        model = load().to(spec.device)
+        _check_model(name, model, work)
         _score_model(name, model, work)
         del model
     if work.bench is not None:
         _score_ceiling(work)
-    found = _differences(work)
-    winner, verdict, why = _decide(found, list(spec.checkpoints))
-    plan = work.bench.plan if work.bench else None
+        _copy_sounds(work)
+    return _record(work, time.monotonic() - began)
+
+
+def _record(work: _Work, seconds: float) -> Evaluation:
+    spec, bench = work.spec, work.bench
+    spoken = work.spoken if bench else {}
+    found = compare_to_base({name: entry["rows"] for name, (entry, _) in spoken.items()}, [*spec.checkpoints])
+    winner, verdict, why = decide(found, [*spec.checkpoints])
     return Evaluation(
         version=RECORD_VERSION,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - began, 3),
+        seconds=round(seconds, 3),
         size=spec.size,
         seed=spec.seed,
         toy=work.toy,
         data={"path": str(spec.prepared), "fingerprint": work.data.info.fingerprint},
-        plan=plan and plan.fingerprint,
-        left_out=plan.left_out if plan else [],
-        judges=work.bench.judges.names() if work.bench else dict.fromkeys(("error_rate", "similarity")),
+        plan=bench.plan.fingerprint if bench else None,
+        left_out=bench.plan.left_out if bench else [],
+        judges=bench.judges.names() if bench else {},
         gaps=work.gaps,
-        sentences=_sentences(plan) if plan else [],
-        systems=work.systems,
+        sentences=_sentences(bench.plan) if bench else [],
+        systems={
+            name: system_record(entry["rows"], entry["fingerprint"], entry["real_time_factor"])
+            for name, (entry, _) in spoken.items()
+        },
         differences={name: {key: vars(one) for key, one in own.items()} for name, own in found.items()},
         teacher_forced={kind: teacher_record(scores, BASE) for kind, scores in work.teacher.items()},
         verdict=verdict,
@@ -129,7 +144,9 @@ def evaluate_checkpoints(spec: EvaluationSpec, progress: Progress | None = None)
 
 
 def _set_up(spec: EvaluationSpec, progress: Progress) -> _Work:
-    tokenizer = PhonemeTokenizer()
+    # the fixed sentences are read as those that were trained on
+    unknown_words = read_info(spec.prepared).settings.get("unknown_words", "keep")
+    tokenizer = PhonemeTokenizer(unknown_words=unknown_words)
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
     if data.info.is_toy and not spec.offline_toy:
         raise DataError(
@@ -137,36 +154,47 @@ def _set_up(spec: EvaluationSpec, progress: Progress) -> _Work:
             "the same, or prepare it again with the real EnCodec"
         )
     gaps: dict[str, str] = {}
-    collator = TextCollator(language_codes=_languages(data))
-    voices = {"valid": spoken_of(data.valid, collator)}
-    if not voices["valid"]:
-        gaps["valid"] = "the prepared set has no validation split"
-    try:
-        codec = load_codec(toy=data.info.is_toy, checkpoints_dir=spec.checkpoints_dir)
-    except WeightsError as error:
-        codec, gaps["codec"] = None, str(error)
-    if codec is not None and codec.fingerprint != data.info.codec_fingerprint:
-        gaps["codec"] = f"the set has codes of {data.info.codec_name}, here is another {codec.name}"
-        codec = None
+    codec = _load_codec(spec, data, gaps)
     bench = None
     if spec.size == LOSSES_ONLY:
         gaps["spoken"] = "only losses were asked for"
     elif codec is None:
-        gaps["spoken"] = f"no codec: {gaps['codec']}"
+        gaps["spoken"] = gaps["codec"]
     else:
         bench = _bench(spec, data, tokenizer, codec, gaps)
-    _add_other_voices(voices, spec, codec, tokenizer, data, gaps)
     return _Work(
         spec=spec,
         data=data,
-        tokenizer=tokenizer,
         cache=ScoreCache(spec.cache),
         bench=bench,
         gaps=gaps,
-        voices=voices,
+        voices=_voices(spec, codec, tokenizer, data, gaps),
         progress=progress,
         toy=data.info.is_toy,
     )
+
+
+def _load_codec(spec: EvaluationSpec, data: PreparedSet, gaps: dict[str, str]) -> EncodecCodec | None:
+    """The codec that the set's codes are of, or a gap."""
+    toy = data.info.is_toy
+    if not toy and not _is_there("codec", spec, gaps):
+        return None
+    codec = load_codec(toy=toy, device=spec.device, checkpoints_dir=spec.checkpoints_dir)
+    if codec.fingerprint != data.info.codec_fingerprint:
+        gaps["codec"] = f"the set has codes of {data.info.codec_name}, here is another {codec.name}"
+        return None
+    return codec
+
+
+def _is_there(component: str, spec: EvaluationSpec, gaps: dict[str, str]) -> bool:
+    """Whether weights can be loaded without fetching them: nobody asked for a download."""
+    is_there = COMPONENTS[component].is_present(spec.checkpoints_dir)
+    if not is_there:
+        gaps[component] = (
+            f"{COMPONENTS[component].what.partition(':')[0]} is not in {spec.checkpoints_dir} "
+            f"(vallex download --only {component})"
+        )
+    return is_there
 
 
 def _bench(spec, data, tokenizer, codec, gaps) -> Bench | None:
@@ -174,17 +202,21 @@ def _bench(spec, data, tokenizer, codec, gaps) -> Bench | None:
     if not plan.sentences:
         gaps["spoken"] = f"no sentence can be spoken: {'; '.join(plan.left_out[:3])}"
         return None
-    try:
-        vocoder = load_vocoder(codec=codec, toy=data.info.is_toy, checkpoints_dir=spec.checkpoints_dir)
-    except WeightsError as error:
-        # the codec's own decoder sounds worse, but the same for every system
-        vocoder, gaps["vocos"] = codec, f"EnCodec's own decoder speaks: {error}"
-    judges = find_judges(plan.languages, spec.checkpoints_dir)
+    where = {"device": spec.device, "checkpoints_dir": spec.checkpoints_dir}
+    vocoder = codec  # its own decoder sounds worse, but the same for every system
+    if data.info.is_toy or _is_there("vocoder", spec, gaps):
+        vocoder = load_vocoder(codec=codec, toy=data.info.is_toy, **where)
+    judges = find_judges(plan.languages, **where)
     gaps.update(judges.gaps)
     return Bench(plan=plan, judges=judges, vocoder=vocoder, tokenizer=tokenizer)
 
 
-def _add_other_voices(voices, spec, codec, tokenizer, data, gaps) -> None:
+def _voices(spec, codec, tokenizer, data, gaps) -> dict[str, list[Spoken]]:
+    """What is scored teacher-forced: "valid" and "others", where they are there."""
+    voices = {"valid": spoken_of(data.valid)}
+    if not voices["valid"]:
+        del voices["valid"]
+        gaps["valid"] = "the prepared set has no validation split"
     if spec.others is not None:
         others = load_prepared(spec.others, tokenizer_fingerprint=tokenizer.fingerprint)
         if others.info.codec_fingerprint != data.info.codec_fingerprint:
@@ -192,10 +224,9 @@ def _add_other_voices(voices, spec, codec, tokenizer, data, gaps) -> None:
                 f"{spec.others}: has codes of {others.info.codec_name}, {spec.prepared} of "
                 f"{data.info.codec_name}; prepare both with the same codec"
             )
-        collator = TextCollator(language_codes=_languages(others))
-        voices["others"] = spoken_of([*others.train, *others.valid], collator)
+        voices["others"] = spoken_of([*others.train, *others.valid])
     elif codec is None:
-        gaps["others"] = f"no codec: {gaps['codec']}"
+        gaps["others"] = gaps["codec"]
     else:
         others = other_voices(codec, tokenizer)
         trained_on = {cut.id for cut in data.train}
@@ -203,9 +234,10 @@ def _add_other_voices(voices, spec, codec, tokenizer, data, gaps) -> None:
             gaps["others"] = "the set is the shipped sample, whose voices are the other voices"
         else:
             voices["others"] = others
+    return voices
 
 
-def _check_toy(name: str, model: VALLE, work: _Work) -> None:
+def _check_model(name: str, model: VALLE, work: _Work) -> None:
     provenance = model.provenance
     if provenance.get("toy"):
         work.toy = True
@@ -220,114 +252,82 @@ def _check_toy(name: str, model: VALLE, work: _Work) -> None:
             f"{name}: was trained on codes of {codec['name']}, {work.spec.prepared} has codes of "
             f"{work.data.info.codec_name}; prepare the recordings again with the codec that it knows"
         )
-    unknown = {code for one in work.voices["valid"] for code in one.utterance.languages}
-    if unknown := sorted(unknown - set(model.config.languages)):
+    needed = {code for own in work.voices.values() for one in own for code in one.utterance.languages}
+    if unknown := sorted(needed - set(model.config.languages)):
         raise CheckpointError(
-            f"{name}: speaks {', '.join(model.config.languages)}, {work.spec.prepared} has "
-            f"{', '.join(unknown)}; score it on data in its languages"
+            f"{name}: speaks {', '.join(model.config.languages)}, the data are in {', '.join(unknown)} too; "
+            "score it on data in its languages"
         )
 
 
 def _score_model(name: str, model: VALLE, work: _Work) -> None:
     """Teacher-forced and, where there is a bench, spoken."""
-    for kind, spoken in work.voices.items():
-        what = f"{name}: losses on {'the validation split' if kind == 'valid' else 'other voices'}"
-        scores = teacher_scores(
-            model, spoken, lambda done, total, what=what: work.progress(what, done, total)
-        )
-        work.teacher.setdefault(kind, {})[name] = scores
-    if work.bench is None:
-        return
-    from vallex.model.adapter import fingerprint_of
+    from vallex.model.adapter import fingerprint_of  # peft takes seconds to import
 
     fingerprint = fingerprint_of(model)
-    key = _key(work, "model", fingerprint, repr(model.config))
+    identity = [fingerprint, repr(model.config), work.spec.device.partition(":")[0]]
+    for kind, spoken in work.voices.items():
+        key = work.cache.key("losses", identity, fingerprint_of_spoken(spoken))
+        entry = work.cache.read(key)
+        if entry is None:
+            what = f"{name}: losses on {'validation' if kind == 'valid' else 'other voices'}"
+            entry = vars(teacher_scores(model, spoken, partial(work.progress, what)))
+            work.cache.write(key, entry)
+        work.teacher.setdefault(kind, {})[name] = TeacherScores(**entry)
+    if work.bench is None:
+        return
+    try:
+        synthesizer = Synthesizer(model, work.bench.vocoder, work.bench.tokenizer)
+    except CheckpointError as error:  # it has other codebooks than a vocoder takes
+        work.bench, work.gaps["spoken"] = None, f"{name}: {error}"
+        return
+    key = _key(work, "model", identity)
     entry = work.cache.read(key)
     if entry is None:
-        takes, factor = speak_plan(model, work.bench, partial(work.progress, f"{name}: speaking"))
+        takes, factor = speak_plan(synthesizer, work.bench, partial(work.progress, f"{name}: speaking"))
         rows = judge_takes(takes, work.bench, partial(work.progress, f"{name}: listening"))
-        work.cache.write(key, rows, [take.wav for take in takes], real_time_factor=factor)
-        entry = {"rows": rows, "real_time_factor": factor}
-    _keep(name, key, entry, fingerprint, work)
+        entry = _entry(rows, fingerprint, factor)
+        work.cache.write(key, entry, [take.wav for take in takes])
+    work.spoken[name] = entry, key
 
 
 def _score_ceiling(work: _Work) -> None:
-    sources = [s.cut.codes.array.storage_key if s.cut else None for s in work.bench.plan.sentences]
-    keys = {name: _key(work, name, sources) for name in (RECORDINGS, CODEC_COPIES)}
+    keys = {name: _key(work, name) for name in (RECORDINGS, CODEC_COPIES)}
     entries = {name: work.cache.read(key) for name, key in keys.items()}
     if None in entries.values():
         for name, takes in ceiling_takes(work.bench).items():
             rows = judge_takes(takes, work.bench, partial(work.progress, f"{name}: listening"))
-            wavs = [None if take is None else take.wav for take in takes]
-            work.cache.write(keys[name], rows, wavs, real_time_factor=None)
-            entries[name] = {"rows": rows, "real_time_factor": None}
+            entries[name] = _entry(rows, keys[name], None)
+            work.cache.write(
+                keys[name], entries[name], [None if take is None else take.wav for take in takes]
+            )
     for name, entry in entries.items():
         if any(row is not None for row in entry["rows"]):
-            _keep(name, keys[name], entry, keys[name], work)
+            work.spoken[name] = entry, keys[name]
         else:
             work.gaps[name] = "no recording of these sentences is there"
 
 
-def _keep(name: str, key: str, entry: dict, fingerprint: str, work: _Work) -> None:
-    work.systems[name] = system_record(entry["rows"], fingerprint, entry["real_time_factor"])
-    if work.spec.sounds is not None:
-        work.cache.copy_sounds(key, work.spec.sounds / sounds_folder(name))
+def _entry(rows: list[Row | None], fingerprint: str, real_time_factor: float | None) -> dict:
+    return {
+        "rows": [None if row is None else asdict(row) for row in rows],
+        "fingerprint": fingerprint,
+        "real_time_factor": real_time_factor,
+    }
 
 
 def _key(work: _Work, *parts: object) -> str:
     bench = work.bench
-    return work.cache.key(bench.plan.fingerprint, bench.judges.names(), bench.vocoder.name, *parts)
+    measured = [one.name for one in fields(Row)]
+    return work.cache.key(bench.plan.fingerprint, bench.judges.names(), bench.vocoder.name, measured, *parts)
 
 
-def sounds_folder(name: str) -> str:
-    """The folder of a system's sounds."""
-    return name.removesuffix(".safetensors").replace("/", "-").replace(" ", "-")
-
-
-def _differences(work: _Work) -> dict[str, dict[str, Difference]]:
-    """Each checkpoint against the base."""
-    if BASE not in work.systems:
-        return {}
-    values = {
-        name: {score: [row and row[score] for row in system["rows"]] for score in SCORES}
-        for name, system in work.systems.items()
-    }
-    return {name: differences(values[name], values[BASE]) for name in work.spec.checkpoints}
-
-
-def _decide(
-    found: Mapping[str, Mapping[str, Difference]], names: list[str]
-) -> tuple[str | None, str | None, str]:
-    """The checkpoint that won, its verdict over all, and the verdict in words.
-
-    Of those that are not worse than the base, the one with the highest mean over all wins; the first, which
-    is the best by loss, where they are equal. Where all are worse, none does.
-    """
-    known = [name for name in names if name in found and found[name]["overall"].verdict != UNKNOWN]
-    if not known:
-        return None, None, "nothing was compared by ear"
-    best = max(known, key=lambda name: (found[name]["overall"].mean, -names.index(name)))
-    usable = [name for name in known if found[name]["overall"].verdict != WORSE]
-    winner = max(usable, key=lambda name: (found[name]["overall"].mean, -names.index(name)), default=None)
-    judged = winner or best
-    return winner, found[judged]["overall"].verdict, in_words(found[judged], judged)
-
-
-def in_words(own: Mapping[str, Difference], name: str) -> str:
-    """The verdict on one checkpoint: over all, then each score with its difference and interval."""
-    overall = own["overall"]
-    lead = {
-        BETTER: f"{name} is better than the base",
-        WORSE: f"{name} is worse than the base",
-        NO_DIFFERENCE: f"no difference of {name} to the base that {overall.num_pairs} sentences can show",
-    }[overall.verdict]
-    said = []
-    for score in SCORES.values():
-        one = own[score.name]
-        if score.step and one.mean is not None:
-            span = "" if one.low is None else f" ({one.low:+.3f} to {one.high:+.3f})"
-            said.append(f"{score.title} {one.mean:+.3f}{span}: {one.verdict}")
-    return f"{lead}. {'; '.join(said)}"
+def _copy_sounds(work: _Work) -> None:
+    """Only now that all is scored: until then the sounds of the evaluation before are there."""
+    if work.spec.sounds is not None:
+        shutil.rmtree(work.spec.sounds, ignore_errors=True)
+        for name, (_, key) in work.spoken.items():
+            work.cache.copy_sounds(key, work.spec.sounds / sound_path(name, 0).parent)
 
 
 def _sentences(plan: Plan) -> list[dict]:
@@ -343,11 +343,3 @@ def _sentences(plan: Plan) -> list[dict]:
         }
         for sentence in plan.sentences
     ]
-
-
-def _languages(data: PreparedSet) -> tuple[str, ...]:
-    """Every language of a set, so that a collator knows them all."""
-    codes = {
-        code for cut in [*data.train, *data.valid] for code in cut.supervisions[0].custom["phoneme_languages"]
-    }
-    return tuple(sorted(codes))

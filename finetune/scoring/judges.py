@@ -16,7 +16,7 @@ import torchaudio
 from torch import Tensor
 from torch.nn import functional as F
 
-from vallex.errors import VallexError, WeightsError
+from vallex.errors import VallexError
 from vallex.inference.asr import (
     POCKETSPHINX,
     Recognizer,
@@ -24,6 +24,7 @@ from vallex.inference.asr import (
     load_recognizer,
     missing_recognizer,
 )
+from vallex.inference.pretrained import load_pretrained
 from vallex.sources import CHECKPOINTS_DIR, COMPONENTS
 from vallex.text.quiet import import_quietly
 
@@ -31,6 +32,9 @@ T = TypeVar("T")
 JUDGE_RATE_HZ = 16000
 MIN_VOICED_SEC = 0.2
 """With less of it left after silences are cut, Resemblyzer hears the whole recording instead."""
+DNSMOS_SAMPLES = int(9.01 * JUDGE_RATE_HZ)
+UTMOS_FILE = Path("utmos") / "utmos.jit"
+"""Below the folder of weights; whoever has it puts it there by hand."""
 INSTALL = "pip install 'vallex[judges]'"
 
 
@@ -83,30 +87,42 @@ def find_judges(
     languages: codes of what they will hear
     """
     gaps: dict[str, str] = {}
-    recognizers: dict[str, Recognizer] = {}
-    loaded: dict[str, Recognizer] = {}
-    for language in languages:
-        name = find_recognizer("auto", language, checkpoints_dir)
-        if name is None:
-            gaps[f"error_rate ({language})"] = missing_recognizer("auto", language, checkpoints_dir)
-            continue
-        recognizer = loaded.get(name) or _or_gap(
-            gaps, "error_rate", lambda code=language: load_recognizer("auto", code, checkpoints_dir, device)
-        )
-        if recognizer is None:
-            break
-        loaded[name] = recognizer
-        if language in recognizer.languages:
-            recognizers[language] = recognizer
-        else:
-            gaps[f"error_rate ({language})"] = f"{name} does not hear it"
-    folder = Path(checkpoints_dir) / "wavlm-base-plus-sv"
-    if COMPONENTS["speaker"].is_present(checkpoints_dir):
-        speaker = _or_gap(gaps, "similarity", lambda: WavlmSpeaker(folder, device))
+    folder = Path(checkpoints_dir)
+    wavlm, utmos = folder / "wavlm-base-plus-sv", folder / UTMOS_FILE
+    if COMPONENTS["speaker"].is_present(folder):
+        speaker = _or_gap(gaps, "similarity", lambda: WavlmSpeaker(wavlm, device))
     else:
         speaker = _or_gap(gaps, "similarity", ResemblyzerSpeaker)
-    naturalness = _or_gap(gaps, "naturalness", Dnsmos)
-    return Judges(recognizers=recognizers, speaker=speaker, naturalness=naturalness, gaps=gaps)
+    naturalness = _or_gap(gaps, "naturalness", (lambda: Utmos(utmos, device)) if utmos.is_file() else Dnsmos)
+    return Judges(
+        recognizers=_find_recognizers(languages, folder, device, gaps),
+        speaker=speaker,
+        naturalness=naturalness,
+        gaps=gaps,
+    )
+
+
+def _find_recognizers(
+    languages: Sequence[str], folder: Path, device: str, gaps: dict[str, str]
+) -> dict[str, Recognizer]:
+    """Who hears each language; one and the same for all that it hears."""
+    recognizers: dict[str, Recognizer] = {}
+    loaded: dict[str, Recognizer | None] = {}
+    for language in languages:
+        name = find_recognizer("auto", language, folder)
+        if name is None:
+            gaps[f"error_rate ({language})"] = missing_recognizer("auto", language, folder)
+            continue
+        if name not in loaded:
+            loaded[name] = _or_gap(
+                gaps, "error_rate", lambda code=language: load_recognizer("auto", code, folder, device)
+            )
+        recognizer = loaded[name]
+        if recognizer is not None and language in recognizer.languages:
+            recognizers[language] = recognizer
+        elif recognizer is not None:
+            gaps[f"error_rate ({language})"] = f"{name} does not hear it"
+    return recognizers
 
 
 def named(recognizer: Recognizer) -> str:
@@ -147,22 +163,10 @@ class WavlmSpeaker:
 
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import AutoFeatureExtractor, WavLMForXVector
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        again = "fetch it again: vallex download --only speaker"
-        try:
-            self._model, info = WavLMForXVector.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-            self._features = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # a damaged file raises what its reader likes
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise WeightsError(f"{folder}: cannot be loaded as WavLM ({reason}); {again}") from error
-        if missing := sorted(info["missing_keys"]):
-            raise WeightsError(f"{folder}: lacks {len(missing)} tensors ({missing[0]}, …); {again}")
-        self._model.eval().to(device)
+        parts = (WavLMForXVector, AutoFeatureExtractor)
+        self._model, self._features = load_pretrained(folder, "WavLM", "speaker", *parts)
+        self._model.to(device)
         self.name = folder.name
 
     @torch.inference_mode()
@@ -182,11 +186,42 @@ class Dnsmos:
     def __init__(self):
         self._run = import_quietly("speechmos.dnsmos").run
         self.name = f"DNSMOS ovrl (speechmos {_version('speechmos')})"
-        self._run(np.zeros(JUDGE_RATE_HZ, dtype=np.float32), JUDGE_RATE_HZ)  # loads its models, or fails now
+        self.rate([torch.zeros(JUDGE_RATE_HZ)])  # loads its models, or fails now
 
     def rate(self, wavs: Sequence[Tensor]) -> list[float]:
-        """See NaturalnessJudge."""
-        return [float(self._run(wav.cpu().numpy(), JUDGE_RATE_HZ)["ovrl_mos"]) for wav in wavs]
+        """See NaturalnessJudge.
+
+        It reads 9.01 s. What is shorter is repeated up to that length and read once; the package would
+        repeat it further and read it up to nine times, each a second later.
+        """
+        ratings = []
+        for wav in wavs:
+            samples = wav.cpu().numpy()
+            if len(samples) < DNSMOS_SAMPLES:
+                samples = np.resize(samples, DNSMOS_SAMPLES)
+            ratings.append(float(self._run(samples, JUDGE_RATE_HZ)["ovrl_mos"]))
+        return ratings
+
+
+class Utmos:
+    """UTMOS (Saeki et al. 2022) as the TorchScript file `utmos.jit` of the hub's balacoon/utmos."""
+
+    def __init__(self, path: Path, device: str = "cpu"):
+        self._model = torch.jit.load(path, map_location=device).eval()
+        self._device = device
+        self.name = "UTMOS"
+        [rating] = self.rate([torch.zeros(JUDGE_RATE_HZ)])
+        if not 0 < rating < 6:
+            raise ValueError(f"it rates silence {rating:g}, where 1 to 5 is possible")
+
+    @torch.inference_mode()
+    def rate(self, wavs: Sequence[Tensor]) -> list[float]:
+        """See NaturalnessJudge. One by one: it has no mask for padding. It reads 16-bit samples."""
+        ratings = []
+        for wav in wavs:
+            samples = (wav.clamp(-1, 1) * 32767).round().to(torch.int16)
+            ratings.append(float(self._model(samples.unsqueeze(0).to(self._device)).flatten()[0]))
+        return ratings
 
 
 def _or_gap(gaps: dict[str, str], score: str, load: Callable[[], T]) -> T | None:

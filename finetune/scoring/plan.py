@@ -17,7 +17,7 @@ from lhotse import MonoCut
 from torch import Tensor
 
 from finetune.data.prepared import PreparedSet
-from vallex.errors import ConfigError, TextError
+from vallex.errors import ConfigError
 from vallex.inference.prompts import NUM_CODEBOOKS, VoicePrompt
 from vallex.text import PhonemeEncoding, PhonemeTokenizer
 
@@ -28,7 +28,7 @@ MAX_REFERENCES = 5
 """Recordings of a speaker that a result's voice is compared with."""
 
 SIZES = {"quick": (6, 4), "standard": (10, 10), "full": (30, 20)}
-"""Sentences of the validation split, and of the fixed list."""
+"""Sentences of the validation split, and of the fixed list, which fills up what the split lacks."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,13 +59,11 @@ class Sentence:
 class Plan:
     """The sentences of an evaluation.
 
-    phonemes_per_sec: of each speaker's recordings
     left_out: what could not be taken, a line each
     """
 
     sentences: list[Sentence]
     cuts: dict[str, MonoCut] = field(repr=False)
-    phonemes_per_sec: dict[str, float]
     left_out: list[str]
     fingerprint: str
 
@@ -94,19 +92,23 @@ def make_plan(data: PreparedSet, tokenizer: PhonemeTokenizer, size: str = "stand
     voices = _Voices(train, valid)
     left_out: list[str] = []
     sentences = []
-    for cut in _spread(valid, num_valid, seed):
-        sentence = _validation_sentence(cut, data, tokenizer, voices, seed)
+    for cut in _spread(valid, seed):
+        sentence = _validation_sentence(cut, voices, seed)
         if isinstance(sentence, Sentence):
             sentences.append(sentence)
         else:
             left_out.append(sentence)
+        if len(sentences) == num_valid:
+            break
+    # more fixed ones where validation has too few: what can be shown depends on how many there are
+    num_fixed += num_valid - len(sentences)
     sentences += _fixed(voices, tokenizer, num_fixed, seed, left_out)
+    cuts = {cut.id: cut for cut in [*train, *valid]}
     return Plan(
         sentences=sentences,
-        cuts={cut.id: cut for cut in [*train, *valid]},
-        phonemes_per_sec=voices.phonemes_per_sec,
+        cuts=cuts,
         left_out=left_out,
-        fingerprint=_fingerprint(sentences, data),
+        fingerprint=_fingerprint(sentences, cuts, data),
     )
 
 
@@ -117,11 +119,6 @@ class _Voices:
         self.train, self.valid = _by_speaker(train), _by_speaker(valid)
         # prompts come from what was trained on; a speaker who was not has only validation
         self.own = {name: self.train.get(name) or cuts for name, cuts in {**self.valid, **self.train}.items()}
-        self.phonemes_per_sec = {
-            name: sum(len(cut.supervisions[0].custom["phoneme_ids"]) for cut in cuts)
-            / sum(cut.duration for cut in cuts)
-            for name, cuts in self.own.items()
-        }
 
     def prompt_cut(self, speaker: str, besides: str | None = None) -> MonoCut | None:
         """The recording whose length is nearest to PROMPT_SEC; None where there is no other."""
@@ -146,29 +143,31 @@ class _Voices:
         return max(counts, key=lambda code: (counts[code], code))
 
 
-def _validation_sentence(
-    cut: MonoCut, data: PreparedSet, tokenizer: PhonemeTokenizer, voices: _Voices, seed: int
-) -> Sentence | str:
+def _validation_sentence(cut: MonoCut, voices: _Voices, seed: int) -> Sentence | str:
     """The sentence of a validation recording, or why there is none."""
     supervision = cut.supervisions[0]
-    speaker, text = str(supervision.speaker), supervision.text
+    speaker, languages = str(supervision.speaker), supervision.custom["phoneme_languages"]
     prompt = voices.prompt_cut(speaker, besides=cut.id)
     if prompt is None:
         return f"{cut.id}: speaker {speaker} has no other recording of 1 to 12 s to be a prompt"
-    if not text:
+    if not supervision.text:
         return f"{cut.id}: its words are not known"
-    try:
-        encoding = tokenizer.encode(text, language=data.info.settings.get("language", "auto"))
-    except TextError as error:
-        return f"{cut.id}: {error}"
     return _sentence(
         id=f"validation {cut.id}",
-        text=text,
-        language=max(set(encoding.languages), key=encoding.languages.count),
+        text=supervision.text,
+        language=max(sorted(set(languages)), key=languages.count),
         source="validation",
         speaker=speaker,
         seed=seed,
-        encoding=encoding,
+        # as it was prepared, whatever front end read it
+        encoding=PhonemeEncoding(
+            ids=supervision.custom["phoneme_ids"],
+            languages=languages,
+            phonemes="",
+            unknown=[],
+            unknown_words=[],
+            dropped=[],
+        ),
         prompt=prompt,
         cut=cut,
         voices=voices,
@@ -253,32 +252,37 @@ def _by_speaker(cuts: Iterable[MonoCut]) -> dict[str, list[MonoCut]]:
     return dict(own)
 
 
-def _spread(cuts: Sequence[MonoCut], count: int, seed: int) -> list[MonoCut]:
-    """So many cuts, from each speaker in turn, ordered by a hash: it changes little when cuts come or go."""
+def _spread(cuts: Sequence[MonoCut], seed: int) -> list[MonoCut]:
+    """Cuts from each speaker in turn, ordered by a hash: it changes little when cuts come or go."""
     turns = []
     for own in _by_speaker(cuts).values():
         ranked = sorted(own, key=lambda cut: hashlib.sha256(f"{seed}/{cut.id}".encode()).hexdigest())
         turns += list(enumerate(ranked))
     turns.sort(key=lambda turn: (turn[0], turn[1].id))
-    return [cut for _, cut in turns[:count]]
+    return [cut for _, cut in turns]
 
 
 def _languages_of(cut: MonoCut) -> list[str]:
     return list(dict.fromkeys(cut.supervisions[0].custom["phoneme_languages"]))
 
 
-def _fingerprint(sentences: Sequence[Sentence], data: PreparedSet) -> str:
-    """SHA-256 over all that decides what is spoken and what it is compared with."""
+def _fingerprint(sentences: Sequence[Sentence], cuts: dict[str, MonoCut], data: PreparedSet) -> str:
+    """SHA-256 over all that decides what is spoken and what it is compared with.
+
+    The set's own fingerprint stands for codes and phonemes. Recordings may come and go without it: the copy
+    through the codec takes the place of one that is gone.
+    """
     rows = [
         [
             sentence.id,
             sentence.text,
             sentence.encoding.ids,
             sentence.seed,
-            sentence.references,
-            sentence.prompt.text.tolist(),
-            sentence.prompt.codes.tolist(),
+            sentence.prompt_id,
+            [[name, recording_of(cuts[name]) is None] for name in sentence.references],
+            sentence.cut is not None and recording_of(sentence.cut) is None,
         ]
         for sentence in sentences
     ]
-    return hashlib.sha256(json.dumps([data.info.codec_fingerprint, rows]).encode()).hexdigest()
+    deciding = [data.info.fingerprint, data.info.codec_fingerprint, rows]
+    return hashlib.sha256(json.dumps(deciding).encode()).hexdigest()

@@ -6,6 +6,9 @@ Nothing heavy is imported: the results log reads evaluations without torch.
 from dataclasses import dataclass
 from pathlib import Path
 
+EVALUATION_SIZES = ("losses", "quick", "standard", "full")
+"""From teacher-forced losses alone to fifty sentences by every checkpoint that was kept."""
+
 LEVEL = 0.95
 MIN_PAIRS = 5
 """With fewer, all that resampling can show is that there are few."""
@@ -49,13 +52,14 @@ RULE = (
     + ", ".join(f"{score.title} {score.step:g}" for score in SCORES.values() if score.step)
     + ") and averaged over the scores that there are; better or worse where the interval of this mean lies "
     "on one side of zero, but never better while one of the scores is worse, and never worse while one is "
-    "better."
+    "better. Where several checkpoints are compared, each has its share of the "
+    f"{1 - LEVEL:.0%} of intervals that may err."
 )
 
 
 FAULTS = {
-    "runaway": "did not end, and was cut off at twice the length to expect",
-    "looping": "the sound repeats itself",
+    "runaway": "did not end by itself, and was cut off at the frame budget",
+    "looping": "the codes or the sound repeat themselves",
     "empty": "nothing was said",
     "repeated": "words were heard more often than they stand in the text",
 }

@@ -1,12 +1,13 @@
 """Sentences spoken by a model, and what each judge says of a sound: of a model's, a recording's, a copy's.
 
-A result that does not end is cut off at twice the length to expect and judged as it is. One without sound
-gets the worst of each score, for a model must not gain by saying nothing.
+What a model says is judged as it came, without the redraws that hide from a user what goes wrong. A result
+without sound gets the worst of each score, for a model must not gain by saying nothing.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,16 +22,13 @@ from vallex.codec import Vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ, load_audio
 from vallex.errors import AudioError
 from vallex.inference.asr import MAX_HEARD_SEC
-from vallex.inference.synthesizer import MIN_FRAMES, SpeakSettings, Synthesizer
+from vallex.inference.guards import MIN_FRAMES, has_loop
+from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.model.decoding import generate_batch
-from vallex.model.network import VALLE
-from vallex.model.requests import GenerateRequest
+from vallex.model.requests import GenerateResult
 from vallex.text import PhonemeTokenizer
 
-FRAME_RATE_HZ = 75
 BATCH_SIZE = 8
-BUDGET_TIMES = 2.0
-BUDGET_EXTRA_SEC = 1.0
 SILENCE_PEAK = 1e-4
 Progress = Callable[[int, int], None]
 
@@ -41,10 +39,12 @@ class Take:
 
     wav: [N] float32, 24 kHz
     ended: "eos", "budget", "empty", or "recording" where nobody had to end it
+    is_looping: its codes repeat themselves
     """
 
     wav: Tensor
     ended: str
+    is_looping: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,20 +106,15 @@ def copy_of(cut, vocoder: Vocoder) -> Tensor:
 
 
 def speak_plan(
-    model: VALLE, bench: Bench, progress: Progress | None = None
+    synthesizer: Synthesizer, bench: Bench, progress: Progress | None = None
 ) -> tuple[list[Take], float | None]:
-    """Every sentence of a plan by a model, and the real-time factor: seconds of work a second of speech."""
-    synthesizer = Synthesizer(model, bench.vocoder, bench.tokenizer)
+    """Every sentence of a plan, and the real-time factor: seconds of work a second of speech."""
     sentences, takes = bench.plan.sentences, []
     began = time.monotonic()
     for start in range(0, len(sentences), BATCH_SIZE):
-        requests = [_request(synthesizer, one, bench.plan) for one in sentences[start : start + BATCH_SIZE]]
-        for result in generate_batch(model, requests):
-            is_empty = len(result.codes) < MIN_FRAMES
-            wav = torch.zeros(0)
-            if not is_empty:
-                wav = bench.vocoder.decode(result.codes.unsqueeze(0))[0].detach().cpu()
-            takes.append(Take(wav=wav, ended="empty" if is_empty else result.ended))
+        part = sentences[start : start + BATCH_SIZE]
+        requests = [synthesizer.request(one.encoding, one.prompt, SpeakSettings(), one.seed) for one in part]
+        takes += [_take(result, bench.vocoder) for result in generate_batch(synthesizer.model, requests)]
         if progress is not None:
             progress(len(takes), len(sentences))
     worked_sec = time.monotonic() - began
@@ -127,13 +122,11 @@ def speak_plan(
     return takes, worked_sec / spoken_sec if spoken_sec else None
 
 
-def _request(synthesizer: Synthesizer, sentence: Sentence, plan: Plan) -> GenerateRequest:
-    """As a user would hear it, but for redraws: what they would hide is measured."""
-    expected_sec = len(sentence.encoding.ids) / plan.phonemes_per_sec[sentence.speaker]
-    max_frames = round((BUDGET_TIMES * expected_sec + BUDGET_EXTRA_SEC) * FRAME_RATE_HZ)
-    settings = SpeakSettings(seed=sentence.seed)
-    request = synthesizer.request(sentence.encoding, sentence.prompt, settings, sentence.seed)
-    return replace(request, max_frames=max_frames)
+def _take(result: GenerateResult, vocoder: Vocoder) -> Take:
+    if len(result.codes) < MIN_FRAMES:
+        return Take(wav=torch.zeros(0), ended="empty")
+    wav = vocoder.decode(result.codes.unsqueeze(0))[0].detach().cpu()
+    return Take(wav=wav, ended=result.ended, is_looping=has_loop(result.codes[:, 0]))
 
 
 def judge_takes(
@@ -198,10 +191,10 @@ def _row(sentence: Sentence, take: Take, heard: str | None, bench: Bench) -> Row
     reference = bench.reference(sentence) if judges.speaker else None
     similarity = None
     if reference is not None:
-        similarity = float(torch.cosine_similarity(judges.speaker.embed([wav])[0], reference, dim=0))
+        similarity = _known(torch.cosine_similarity(judges.speaker.embed([wav])[0], reference, dim=0))
     faults = {
         "runaway": take.ended == "budget",
-        "looping": is_looping(take.wav, SAMPLE_RATE_HZ),
+        "looping": take.is_looping or is_looping(take.wav, SAMPLE_RATE_HZ),
         "repeated": heard is not None and is_repeated(sentence.text, heard, sentence.language),
     }
     return Row(
@@ -210,11 +203,16 @@ def _row(sentence: Sentence, take: Take, heard: str | None, bench: Bench) -> Row
         heard=heard,
         error_rate=None if heard is None else error_rate(sentence.text, heard, sentence.language),
         similarity=similarity,
-        naturalness=judges.naturalness.rate([wav])[0] if judges.naturalness else None,
+        naturalness=_known(judges.naturalness.rate([wav])[0]) if judges.naturalness else None,
         faulty=float(any(faults.values())),
         phonemes_per_sec=len(sentence.encoding.ids) / (len(take.wav) / SAMPLE_RATE_HZ),
         faults=[name for name, has_it in faults.items() if has_it],
     )
+
+
+def _known(value: Tensor | float) -> float | None:
+    """A judge's number; None where it is none."""
+    return float(value) if math.isfinite(value) else None
 
 
 def ceiling_takes(bench: Bench) -> dict[str, list[Take | None]]:
@@ -231,18 +229,18 @@ def ceiling_takes(bench: Bench) -> dict[str, list[Take | None]]:
     return {RECORDINGS: originals, CODEC_COPIES: copies}
 
 
-def system_record(rows: Sequence[Row | None], fingerprint: str, real_time_factor: float | None) -> dict:
-    """What is written of a system: its rows, and their means."""
+def system_record(rows: Sequence[dict | None], fingerprint: str, real_time_factor: float | None) -> dict:
+    """What is written of a system: its rows, each the values of a Row, and their means."""
     there = [row for row in rows if row is not None]
-    values = {name: [getattr(row, name) for row in there] for name in SCORES}
-    known = {name: [value for value in own if value is not None] for name, own in values.items()}
+    known = {name: [row[name] for row in there if row[name] is not None] for name in SCORES}
     return {
         "fingerprint": fingerprint,
-        "rows": [None if row is None else asdict(row) for row in rows],
+        "rows": list(rows),
         "means": {name: sum(own) / len(own) if own else None for name, own in known.items()},
         "num": {name: len(own) for name, own in known.items()},
         "faults": {
-            name: sum(name in row.faults for row in there) / len(there) if there else None for name in FAULTS
+            name: sum(name in row["faults"] for row in there) / len(there) if there else None
+            for name in FAULTS
         },
         "real_time_factor": real_time_factor,
     }

@@ -7,7 +7,7 @@ evaluation, by a factor that is known.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -31,7 +31,7 @@ _CHUNK_VALUES = 5_000_000
 class Difference:
     """The mean of what a system scores more than another on the same sentences, and its interval.
 
-    low, high: the 95 % interval; None where there are too few pairs
+    low, high: the interval; None where there are too few pairs
     verdict: one of VERDICTS; "unknown" where there is nothing to compare, or no direction is better
     """
 
@@ -42,11 +42,11 @@ class Difference:
     verdict: str
 
 
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def interval(values: Sequence[float], level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
     """The interval of the mean of at least two values."""
     sample = np.asarray(values, dtype=np.float64)
     count = len(sample)
-    tail = stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf((1 - LEVEL) / 2, count - 1))
+    tail = stats.norm.cdf(math.sqrt(count / (count - 1)) * stats.t.ppf((1 - level) / 2, count - 1))
     draws = np.random.default_rng(seed)
     rows = max(1, _CHUNK_VALUES // count)
     means = [
@@ -58,15 +58,22 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 
 def difference(
-    values: Sequence[float | None], base: Sequence[float | None], higher_is_better: bool | None
+    values: Sequence[float | None],
+    base: Sequence[float | None],
+    higher_is_better: bool | None,
+    num_compared: int = 1,
 ) -> Difference:
-    """What `values` has more than `base`, over the sentences for which both have a value."""
+    """What `values` has more than `base`, over the sentences for which both have a value.
+
+    num_compared: systems that are compared with this base: the error of 1 - LEVEL is shared out among them
+        (Bonferroni), for the best of many would seem better than it is
+    """
     pairs = [b - a for a, b in zip(base, values, strict=True) if a is not None and b is not None]
     if len(pairs) < MIN_PAIRS:
         mean = float(np.mean(pairs)) if pairs else None
         verdict = NO_DIFFERENCE if pairs and higher_is_better is not None else UNKNOWN
         return Difference(mean=mean, low=None, high=None, num_pairs=len(pairs), verdict=verdict)
-    low, high = interval(pairs)
+    low, high = interval(pairs, 1 - (1 - LEVEL) / num_compared)
     if higher_is_better is None:
         verdict = UNKNOWN
     elif low > 0 or high < 0:
@@ -77,26 +84,28 @@ def difference(
 
 
 def differences(
-    values: Mapping[str, Sequence[float | None]], base: Mapping[str, Sequence[float | None]]
+    values: Mapping[str, Sequence[float | None]],
+    base: Mapping[str, Sequence[float | None]],
+    num_compared: int = 1,
 ) -> dict[str, Difference]:
     """The difference of every score, and "overall" by RULE.
 
     values, base: the name of a score to its values, in one order of sentences
+    num_compared: as in `difference`
     """
     found = {
-        name: difference(values[name], base[name], score.higher_is_better) for name, score in SCORES.items()
+        name: difference(values[name], base[name], score.higher_is_better, num_compared)
+        for name, score in SCORES.items()
     }
     deciding = [score for score in SCORES.values() if score.step and found[score.name].num_pairs]
     if not deciding:
         nothing = Difference(mean=None, low=None, high=None, num_pairs=0, verdict=UNKNOWN)
         return found | {"overall": nothing}
-    overall = difference(*_on_one_scale(deciding, values, base), higher_is_better=True)
+    on_one_scale = _on_one_scale(deciding, values, base)
+    overall = difference(*on_one_scale, higher_is_better=True, num_compared=num_compared)
     verdicts = {found[score.name].verdict for score in deciding}
-    opposed = (overall.verdict == BETTER and WORSE in verdicts) or (
-        overall.verdict == WORSE and BETTER in verdicts
-    )
-    if opposed:
-        overall = Difference(**vars(overall) | {"verdict": NO_DIFFERENCE})
+    if {overall.verdict, *verdicts} >= {BETTER, WORSE}:  # one score speaks against the mean of all
+        overall = replace(overall, verdict=NO_DIFFERENCE)
     return found | {"overall": overall}
 
 

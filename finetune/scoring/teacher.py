@@ -5,6 +5,7 @@ shipped sample, because nothing else can ship: two synthetic voices, so they sho
 how much a listener would mind.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -54,9 +55,9 @@ class TeacherScores:
     losses: dict[str, list[float]]
 
 
-def spoken_of(cuts, collator: TextCollator) -> list[Spoken]:
+def spoken_of(cuts) -> list[Spoken]:
     """The cuts of a prepared split."""
-    dataset = CodesDataset(cuts, collator)
+    dataset = CodesDataset(cuts, TextCollator())
     return [
         Spoken(
             utterance=dataset.utterance(cut),
@@ -82,6 +83,17 @@ def other_voices(codec: EncodecCodec, tokenizer: PhonemeTokenizer) -> list[Spoke
         )
         spoken.append(Spoken(utterance=utterance, speaker=clip.speaker, language="en"))
     return spoken
+
+
+def fingerprint_of_spoken(spoken: Sequence[Spoken]) -> str:
+    """SHA-256 over all that teacher-forced scores of these utterances depend on, but for the model."""
+    digest = hashlib.sha256()
+    for one in spoken:
+        utterance = one.utterance
+        facts = [utterance.id, one.speaker, one.language, utterance.phoneme_ids, utterance.languages]
+        digest.update(repr(facts).encode())
+        digest.update(utterance.codes.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def teacher_scores(

@@ -176,7 +176,7 @@ def small_config(*, ar: dict | None = None, nar: dict | None = None, **settings)
         "warmup_steps": 2,
         "validate_every": 2,
     }
-    common = {"max_batch_sec": 1.0, "num_buckets": 2, "log_every": 1}
+    common = {"max_batch_sec": 1.0, "num_buckets": 2, "log_every": 1, "evaluation": "none"}
     return FinetuneConfig(
         ar=StageConfig(**stage | (ar or {})), nar=StageConfig(**stage | (nar or {})), **common | settings
     )

@@ -16,7 +16,7 @@ from vallex.model.checkpoint import load_model, save_model
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory, make_spec):
     """A run of LoRA, `anna`."""
-    overrides = ["max_steps=4", "max_batch_sec=1", "lr=1e-2", "warmup_steps=0"]
+    overrides = ["max_steps=4", "max_batch_sec=1", "lr=1e-2", "warmup_steps=0", "evaluation=none"]
     folder = tmp_path_factory.mktemp("runs")
     finetune(make_spec(folder, "anna", config=resolve_config("lora-small", overrides)), Display())
     return folder

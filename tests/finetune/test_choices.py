@@ -338,12 +338,19 @@ def test_settings_that_exclude_each_other_are_refused_before_a_folder_is_made(
 
 @pytest.mark.parametrize("name", preset_names())
 def test_preset_when_run_then_trains_what_it_is_for(make_spec, tmp_path, name):
-    few = ["max_steps=2", "validate_every=1", "max_batch_sec=2", "log_every=1"]
+    few = ["max_steps=2", "validate_every=1", "max_batch_sec=2", "log_every=1", "evaluation=none"]
     spec = make_spec(tmp_path, config=resolve_config(name, few), stages=preset_stages(name), preset=name)
     result = finetune(spec, Display())
     assert [(phase.phase, phase.status, phase.steps) for phase in result.phases] == [
         (stage, "done", 2) for stage in preset_stages(name)
     ]
+
+
+@pytest.mark.parametrize("size", ["losses", "quick"])
+def test_evaluation_when_chosen_then_the_run_is_scored_so(run, size):
+    result = read_result(run(evaluation=size))
+    assert (result.status, result.evaluation.size, result.evaluation_note) == ("done", size, None)
+    assert result.evaluation.teacher_forced["valid"]["systems"].keys() == {"base", "ar-best"}
 
 
 def test_untied_heads_with_an_adapter_are_refused(run):

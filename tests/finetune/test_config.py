@@ -71,6 +71,7 @@ OF_ANOTHER_TEST = {
     "untie_heads": "test_untied_heads_when_trained_then_leave_the_embeddings",
     "from_scratch": "test_from_scratch_when_on_then_only_the_sizes_are_the_checkpoints",
     "compile": "test_compile_when_on_then_the_layers_are_compiled",
+    "evaluation": "test_evaluation_when_chosen_then_the_run_is_scored_so",
     "gradient_checkpointing": "test_gradient_checkpointing_when_on_then_the_run_is_the_same",
 }
 """Settings that leave the losses of an AR run as they are, and the tests in test_choices.py that see them."""

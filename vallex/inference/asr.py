@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vallex.errors import ConfigError, WeightsError
+from vallex.inference.pretrained import load_pretrained
 from vallex.languages import RELEASED_LANGUAGES
 from vallex.sources import CHECKPOINTS_DIR
 
@@ -54,23 +55,10 @@ class Whisper:
 
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
-        from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        again = "fetch it again: vallex download --only asr"
-        try:
-            self._model, info = WhisperForConditionalGeneration.from_pretrained(
-                folder, local_files_only=True, output_loading_info=True
-            )
-            self._features = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            self._tokenizer = WhisperTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # a damaged file raises what its reader likes
-            reason = " ".join(str(error).split())[:160] or type(error).__name__
-            raise WeightsError(f"{folder}: cannot be loaded as Whisper ({reason}); {again}") from error
-        if missing := sorted(info["missing_keys"]):
-            raise WeightsError(f"{folder}: lacks {len(missing)} tensors ({missing[0]}, …); {again}")
-        self._model.eval().to(device)
+        parts = (WhisperForConditionalGeneration, WhisperFeatureExtractor, WhisperTokenizer)
+        self._model, self._features, self._tokenizer = load_pretrained(folder, "Whisper", "asr", *parts)
+        self._model.to(device)
         self.name = folder.name
         self._language_ids = {
             code: self._model.generation_config.lang_to_id[f"<|{code}|>"] for code in self._known_languages()

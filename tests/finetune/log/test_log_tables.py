@@ -8,7 +8,8 @@ from rich.console import Console
 from finetune.log.comparison import compare
 from finetune.log.listing import entries
 from finetune.results import list_runs, read_result, write_note
-from finetune.tables import comparison_tables, evaluation_tables, run_tables, runs_table
+from finetune.scoring.report import evaluation_tables
+from finetune.tables import comparison_tables, run_tables, runs_table
 
 
 def shown(*renderables, width=200) -> str:
@@ -70,7 +71,7 @@ def test_show_has_facts_phases_note_and_error(make_run):
 
 def test_show_of_a_scored_run_has_means_differences_intervals_and_the_verdict(make_run, better):
     text = shown(run_tables(read_result(make_run("anna", evaluation=better))))
-    assert "Scores, means of 8 sentences" in text and "(whisper-small)" in text
+    assert "Scores, means of 8 sentences" in text and "error rate by whisper-small" in text
     assert "-0.100 to -0.100" in text and "Verdict: nar-best is better" in text
     noted = shown(run_tables(read_result(make_run("bert", evaluation_note="it was interrupted"))))
     assert "it was interrupted" in noted

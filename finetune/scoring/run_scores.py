@@ -1,0 +1,196 @@
+"""What is scored against what: a run's checkpoints, or any other, against the model that they began with.
+
+The end of a run and `vallex evaluate` both come here, so that they give the same numbers.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from finetune.display import Display
+from finetune.results import read_result, resolve_checkpoint, resolve_run
+from finetune.run import RunSpec, one_line, resumed_spec, starting_model
+from finetune.run_folder import RunFolder
+from finetune.scoring.cache import CACHE_FOLDER
+from finetune.scoring.evaluation import EvaluationSpec, Progress, evaluate_checkpoints
+from finetune.scoring.scores import SOUNDS_FOLDER, Evaluation
+from vallex.cli.options import released_checkpoint
+from vallex.errors import ConfigError, RunError
+from vallex.files import sha256_of
+from vallex.model.checkpoint import load_model
+from vallex.model.network import VALLE
+from vallex.model.runs import ADAPTER_FILE, find_run_checkpoint, is_run_folder
+from vallex.model.toy import toy_model
+from vallex.sources import CHECKPOINTS_DIR
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreSettings:
+    """How something is scored; fields as in EvaluationSpec."""
+
+    size: str = "standard"
+    seed: int = 0
+    others: Path | None = None
+    offline_toy: bool = False
+    checkpoints_dir: Path = CHECKPOINTS_DIR
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is scored against what, on what.
+
+    base: loads the untouched model
+    files: name to the file of a checkpoint, the best by loss first
+    run_dir: the run that is scored; None for a checkpoint
+    """
+
+    name: str
+    base: Callable[[], VALLE]
+    files: dict[str, Path]
+    prepared: Path
+    run_dir: Path | None = None
+
+
+def find_target(
+    ref: str, runs_dir: Path, *, base: str | None, prepared: Path | None, settings: ScoreSettings
+) -> Target:
+    """What a run's name, RUN@last or a file means, with what it began with where that is known.
+
+    errors: RunError where there is no such thing, or the run goes on; ConfigError without a set to score on
+    """
+    run_dir, file = _find(ref, runs_dir)
+    load_base = None if base is None else partial(load_model, resolve_checkpoint(base, runs_dir))
+    if run_dir is not None:
+        spec = resumed_spec(run_dir.name, run_dir.parent)
+        if load_base is None:
+            _check_unchanged(run_dir, spec)
+        load_base = load_base or partial(starting_model, spec)
+        prepared = prepared or spec.prepared
+    elif load_base is None:
+        load_base = toy_model if settings.offline_toy else partial(load_model, released_checkpoint())
+    if prepared is None:
+        raise ConfigError(f"missing: PREPARED, a prepared set to score {ref} on. See vallex evaluate --help")
+    if file is not None:
+        return Target(name=ref, base=load_base, files={checkpoint_name(file): file}, prepared=prepared)
+    if read_result(run_dir).status == "running":
+        raise RunError(f"run {run_dir.name!r}: it is running; score it when it is done, or stop it first")
+    files = scored_files(run_dir, every=settings.size == "full")
+    return Target(name=run_dir.name, base=load_base, files=files, prepared=prepared, run_dir=run_dir)
+
+
+def score(
+    target: Target,
+    settings: ScoreSettings,
+    *,
+    cache: Path,
+    sounds: Path,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Scores a target; errors as `evaluate_checkpoints` and `load_model`.
+
+    cache, sounds: folders, as in EvaluationSpec
+    """
+    spec = EvaluationSpec(
+        base=target.base,
+        checkpoints={name: partial(load_model, path) for name, path in target.files.items()},
+        prepared=target.prepared,
+        cache=cache,
+        sounds=sounds,
+        size=settings.size,
+        seed=settings.seed,
+        others=settings.others,
+        offline_toy=settings.offline_toy,
+        # speaking takes most of the time
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        checkpoints_dir=settings.checkpoints_dir,
+    )
+    return evaluate_checkpoints(spec, progress)
+
+
+def changed_fields(evaluation: Evaluation, target: Target) -> dict:
+    """The fields of a run's RunResult that an evaluation of it changes."""
+    chosen = None
+    if evaluation.winner is not None:
+        folder = target.run_dir / "checkpoints"
+        chosen = target.files[evaluation.winner].relative_to(folder).as_posix()
+    return {"evaluation": evaluation, "evaluation_note": None, "chosen": chosen}
+
+
+def score_at_the_end(spec: RunSpec, folder: RunFolder, display: Display) -> None:
+    """Scores a run that is done, and stays so whatever becomes of this: what goes wrong is noted."""
+    display.note("Scoring it against the model that it began with. Ctrl-C ends that; the run is done.")
+    settings = ScoreSettings(size=spec.config.evaluation, offline_toy=spec.offline_toy)
+    again = f"vallex evaluate {folder.path}"
+    try:
+        target = Target(
+            name=spec.name,
+            base=partial(starting_model, spec),
+            files=scored_files(folder.path, every=settings.size == "full"),
+            prepared=spec.prepared,
+            run_dir=folder.path,
+        )
+        evaluation = score(
+            target,
+            settings,
+            cache=spec.runs_dir / CACHE_FOLDER,
+            sounds=folder.path / SOUNDS_FOLDER,
+            progress=display.scoring,
+        )
+        folder.write(**changed_fields(evaluation, target))
+        return
+    except KeyboardInterrupt:
+        note = f"the evaluation was interrupted. Make it: {again}"
+    except Exception as error:  # a judge's fault, or ours, must not cost a run that is done
+        note = f"the evaluation failed: {one_line(error)}. Make it again: {again}"
+    finally:
+        display.scoring_ended()
+    with suppress(OSError):
+        folder.write(evaluation_note=note)
+    display.note(note)
+
+
+def scored_files(run_dir: Path, *, every: bool) -> dict[str, Path]:
+    """The checkpoints of a run by name ("nar-best"): the best, with `every` all that are kept, it first."""
+    best = find_run_checkpoint(run_dir, "best")
+    if best is None:
+        raise RunError(f"run {run_dir.name!r}: it has no checkpoint to score yet; go on with it: --resume")
+    folder = run_dir / "checkpoints"
+    kept = sorted([*folder.glob("*.safetensors"), *folder.glob(f"*/{ADAPTER_FILE}")]) if every else []
+    files: list[Path] = []
+    for path in [best, *kept]:
+        # best and last may be one file under two names
+        if not any(path.samefile(other) for other in files):
+            files.append(path)
+    return {checkpoint_name(path): path for path in files}
+
+
+def checkpoint_name(path: Path) -> str:
+    """A checkpoint's file without what its format adds; an adapter goes by its folder."""
+    return path.parent.name if path.name == ADAPTER_FILE else path.stem
+
+
+def checkpoint_folder(path: Path) -> Path:
+    """The folder that a checkpoint, file or adapter, lies in."""
+    return path.parent.parent if path.name == ADAPTER_FILE else path.parent
+
+
+def _find(ref: str, runs_dir: Path) -> tuple[Path | None, Path | None]:
+    """The run folder and the file that a reference means: a whole run has no file, a file maybe no run."""
+    with suppress(RunError):
+        return resolve_run(ref, runs_dir), None
+    file = resolve_checkpoint(ref, runs_dir)
+    return next((folder for folder in file.parents if is_run_folder(folder)), None), file
+
+
+def _check_unchanged(run_dir: Path, spec: RunSpec) -> None:
+    """RunError where the checkpoint that a run began with is another one now."""
+    recorded = read_result(run_dir).init.get("fingerprint")
+    if recorded and spec.init and spec.init.is_file() and sha256_of(spec.init) != recorded:
+        raise RunError(
+            f"run {run_dir.name!r}: its checkpoint {spec.init} was changed since it began; put back what was "
+            "there, or name another to compare with: --base"
+        )

@@ -109,6 +109,20 @@ def test_say_best_of_several_says_so_and_how_likely_it_is(say):
     assert re.search(r"seed [0-3], the best of 4 by -\d+\.\d{3} a frame", printed.out)
 
 
+def test_say_with_an_accent_says_so_and_speaks_otherwise(say, tmp_path):
+    spoken = set()
+    for arguments, told in (
+        ([], "read as en"),
+        (["--accent", "en"], "spoken as en"),
+        (["--accent", "ja"], "spoken as ja"),
+    ):
+        code, printed = say("Good morning.", "-o", "out.wav", *arguments)
+        assert code == 0, printed.err
+        assert told in printed.out
+        spoken.add((tmp_path / "out.wav").read_bytes())
+    assert len(spoken) == 2
+
+
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_say_in_a_precision_speaks_in_it(say, precision, monkeypatch):
     made = []
@@ -165,6 +179,10 @@ def test_say_with_flags_of_sampling_hands_them_on(say, monkeypatch):
         (
             ["Hi.", "--repetition-penalty", "0", "-o", "o.wav"],
             "repetition_penalty is 0.0; it must be at least 1",
+        ),
+        (
+            ["Hi.", "--accent", "xx", "-o", "o.wav"],
+            "language xx is not known to this model; it speaks en, zh, ja",
         ),
         (["Hi.", "--best-of", "0", "-o", "o.wav"], "Invalid value for '--best-of'"),
         (

@@ -78,6 +78,10 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         ] = "float32",
         vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
         language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
+        accent: Annotated[
+            str | None,
+            typer.Option(help="Speak as if every word were of this language; read as it is written."),
+        ] = None,
         phonemizer: Phonemizer = None,
         unknown_words: UnknownWords = "keep",
         temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws; 0 is greedy.")] = 1.0,
@@ -129,6 +133,7 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         check_mode(long)
         settings = SpeakSettings(
             language=language,
+            accent=accent,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,

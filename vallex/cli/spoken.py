@@ -133,8 +133,9 @@ def _report(speech: Speech, settings: SpeakSettings, path: Path) -> None:
         how.append(f"the best of {settings.best_of} by {speech.mean_log_prob:.3f} a frame")
     if speech.num_redraws:
         how.append(f"drawn again {speech.num_redraws} {'time' if speech.num_redraws == 1 else 'times'}")
-    read_as = " and ".join(dict.fromkeys(speech.text.languages))
-    typer.echo(f"{path}: {len(speech.wav) / 24000:.2f} s, {', '.join(how)}, read as {read_as}")
+    languages = " and ".join(dict.fromkeys(speech.text.languages))
+    how.append(f"read as {languages}" if settings.accent is None else f"spoken as {settings.accent}")
+    typer.echo(f"{path}: {len(speech.wav) / 24000:.2f} s, {', '.join(how)}")
     if speech.text.unknown_words:
         typer.echo(
             "Words that no dictionary has (--unknown-words says how they are read): "

@@ -64,7 +64,7 @@ def speak_long(
         ended=next((chunk.ended for chunk in chunks if chunk.ended != "eos"), "eos"),
         seed=settings.seed,
         num_redraws=sum(chunk.num_redraws for chunk in chunks),
-        text=synthesizer.tokenizer.encode(text, language=settings.language),
+        text=synthesizer.encode(text, settings),
         mean_log_prob=sum(chunk.mean_log_prob * len(chunk.codes) for chunk in said) / max(len(codes), 1),
     )
     return LongSpeech(whole=whole, chunks=tuple(chunks), texts=tuple(texts))

@@ -135,7 +135,7 @@ def speak_list(
 def _prepare(line: ListLine, voices: ListVoices, settings: SpeakSettings, mode: str) -> ListText:
     synthesizer, faults = voices.synthesizer, []
     try:
-        encoding = synthesizer.tokenizer.encode(line.text, language=settings.language)
+        encoding = synthesizer.encode(line.text, settings)
     except TextError as error:
         faults.append(str(error))
     try:

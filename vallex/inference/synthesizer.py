@@ -30,12 +30,14 @@ class SpeakSettings(Sampling):
     """How a text is spoken; how its codes are drawn is in Sampling. Raises ConfigError, naming every fault.
 
     language: of text outside tags: en, zh, ja, or auto
+    accent: the language that every phoneme counts as, whatever it was read in; None is its own
     seed: the same seed gives the same codes on the same machine, alone or with other texts
     best_of: how many are drawn at a time; of those that ended by themselves, the likeliest a frame is taken
     max_redraws: how often it is drawn again where none ended by itself
     """
 
     language: str = "auto"
+    accent: str | None = None
     seed: int = 0
     best_of: int = 1
     max_redraws: int = 3
@@ -170,7 +172,7 @@ class Synthesizer:
         """As speak_many, without making sound of the codes."""
         jobs = []
         for text, voice in texts:
-            encoding = self.tokenizer.encode(text, language=settings.language)
+            encoding = self.encode(text, settings)
             request = self.request(encoding, voice, settings, settings.seed)
             jobs.append(_Job(encoding=encoding, request=request, num_phonemes=len(encoding.ids)))
         self._decode(jobs, settings, batch_rows)
@@ -184,7 +186,7 @@ class Synthesizer:
         returns: the beginning and what follows it, made sound as one
         errors: TextError, PromptError; TrainingError where nothing followed
         """
-        encoding = self.tokenizer.encode(text, language=settings.language)
+        encoding = self.encode(text, settings)
         # nobody knows which phonemes the beginning says, so all of them are the target's
         request = replace(
             self.request(encoding, None, settings, settings.seed),
@@ -197,6 +199,13 @@ class Synthesizer:
             raise nothing_was_said(settings)
         job.codes = torch.cat([beginning.cpu(), job.codes])
         return self._with_sound(job.spoken())
+
+    def encode(self, text: str, settings: SpeakSettings) -> PhonemeEncoding:
+        """The phonemes of a text, each in its language or in that of the accent. Errors: TextError."""
+        encoding = self.tokenizer.encode(text, language=settings.language)
+        if settings.accent is None:
+            return encoding
+        return replace(encoding, languages=[settings.accent] * len(encoding.languages))
 
     def request(
         self, encoding: PhonemeEncoding, voice: VoicePrompt | None, settings: SpeakSettings, seed: int

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vallex.errors import CheckpointError, PromptError, TrainingError
+from vallex.errors import CheckpointError, PromptError, TextError, TrainingError
 from vallex.inference import synthesizer as synthesizer_module
 from vallex.inference.prompts import VoicePrompt, save_prompt
 from vallex.inference.synthesizer import MIN_FRAMES, SpeakSettings, Synthesizer
@@ -108,6 +108,24 @@ def test_request_when_collated_then_is_the_row_of_training(build, tokenizer, voi
     assert request.text.tolist() == trained_text[0].tolist()
     assert language_ids(synthesizer.model.config, request).tolist() == trained_languages.tolist()
     assert request.num_prompt_text == (4 + bos if with_voice else 0)
+
+
+@pytest.mark.parametrize("with_voice", [False, True])
+def test_speak_with_an_accent_reads_as_written_and_speaks_as_told(build, tokenizer, voice, with_voice):
+    synthesizer, voice = build(text_bos=True, text_eos=True), voice if with_voice else None
+    plain, accented = (synthesizer.encode(TEXT, SpeakSettings(accent=accent)) for accent in (None, "ja"))
+    assert plain == tokenizer.encode(TEXT)
+    assert accented.ids == plain.ids
+    assert set(accented.languages) == {"ja"}
+    request = synthesizer.request(accented, voice, SpeakSettings(), seed=0)
+    assert set(request.text_language) == {"ja"}
+    said = [synthesizer.speak(TEXT, voice, SpeakSettings(accent=accent)).codes for accent in ("ja", "zh")]
+    assert not torch.equal(*said)
+
+
+def test_speak_with_an_accent_of_no_language_names_those_that_are_known(build, voice):
+    with pytest.raises(TextError, match="language xx is not known to this model; it speaks en, zh, ja"):
+        build().speak("Hi.", voice, SpeakSettings(accent="xx"))
 
 
 @pytest.mark.parametrize("prefix_mode", [0, 1, 2, 4])

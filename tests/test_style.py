@@ -9,10 +9,6 @@ MAX_BODY_LINES = 60
 
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
-    "finetune/page/tabs/clone.py:_connect_voice": "the tab's events, one after another, without branches",
-    "finetune/page/tabs/compare.py:_connect": "the tab's events, one after another, without branches",
-    "finetune/page/tabs/data.py:_connect": "the tab's events, one after another, without branches",
-    "finetune/page/tabs/train.py:_connect": "the tab's events, one after another, without branches",
     "vallex/cli/say.py:say_verb": "most of it is the verb's options, which typer reads from the signature",
     "vallex/cli/weights.py:doctor_verb": "most of it is the verb's options, as in say_verb",
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from finetune.log.votes import read_votes, tally
 from finetune.results import PhaseResult, RunResult, all_settings, metric, read_note
 from finetune.scoring.scores import SCORES, judged_system
 from vallex.errors import ConfigError, RunError
@@ -85,6 +86,14 @@ def _device(entry: Entry) -> object:
     return devices[0] if isinstance(devices, list) and devices else entry.result.versions.get("device")
 
 
+def _votes(entry: Entry) -> tuple[int, int] | None:
+    """Blind comparisons that a run's checkpoints won, and those that they were in."""
+    own = [
+        row for row in tally(read_votes(entry.run_dir.parent)) if row[0].split("@")[0] == entry.run_dir.name
+    ]
+    return (sum(won for _, won, _ in own), sum(heard for *_, heard in own)) if own else None
+
+
 def _commit(entry: Entry) -> object:
     git = _machine(entry).get("git")
     return git.get("commit") if isinstance(git, dict) else None
@@ -106,6 +115,8 @@ COLUMNS: dict[str, Callable[[Entry], object]] = {
     "winner": _of_evaluation("winner"),
     **{name: _of_scores(name, difference=False) for name in SCORES},
     **{f"{name}_difference": _of_scores(name, difference=True) for name in SCORES},
+    "votes_won": lambda entry: (_votes(entry) or (None,))[0],
+    "votes_heard": lambda entry: (_votes(entry) or (None,))[-1],
     "chosen": lambda entry: entry.result.chosen,
     "created": lambda entry: entry.result.created,
     "seconds": lambda entry: entry.phase.seconds if entry.phase else entry.result.seconds,

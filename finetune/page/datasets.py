@@ -21,6 +21,11 @@ IMPORTED, PREPARED = "-imported", "-prepared"
 Progress = Callable[[str, int, int], None]
 
 
+def prepared_sets(data_dir: Path) -> list[str]:
+    """The names of the prepared sets in the data folder."""
+    return sorted(path.parent.name for path in data_dir.glob(f"*/{INFO_FILE}"))
+
+
 class Stopped(Exception):
     """The work was called off."""
 

@@ -20,7 +20,7 @@ from finetune.page.settings import MAX_TEXT_CHARS, MAX_WAITING, PageSettings
 from finetune.page.sound import encode, mark_of, to_pcm
 from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
-from vallex.errors import ConfigError, PromptError, TextError, VallexError
+from vallex.errors import ConfigError, PromptError, TextError, TrainingError, VallexError
 from vallex.files import atomic_write
 from vallex.inference.long_text import MAX_TOTAL_SEC, MIN_CHUNK_SEC, prompt_of
 from vallex.inference.prompts import VoicePrompt
@@ -288,12 +288,17 @@ class Engine:
         for text in texts:
             self._check()
             with torch.inference_mode():
-                speech = synthesizer.speak(text, voice, request.settings)
-            if voice is None:
+                [speech] = synthesizer.speak_many([(text, voice)], request.settings)
+            if voice is None and speech.ended != "empty":
                 voice = prompt_of(speech)  # the voice that the model made up stays for the next sentence
             unsaid = (*speech.text.unknown, *speech.text.unknown_words, *speech.text.dropped)
             job.add(
                 Part(text=text, pcm=to_pcm(speech.wav), ended=speech.ended, seed=speech.seed, unsaid=unsaid)
+            )
+        if not job.seconds:
+            raise TrainingError(
+                f"nothing was said: {request.checkpoint} ended at once, also when asked again. Try another "
+                "seed, a longer text, or another checkpoint"
             )
 
 

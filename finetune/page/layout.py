@@ -7,7 +7,9 @@ import gradio as gr
 
 from finetune.page.datasets import DataDesk
 from finetune.page.engine import Engine
-from finetune.page.tabs import clone, compare, data, results, train
+from finetune.page.published import Published
+from finetune.page.tabs import clone, compare, data, train
+from finetune.page.tabs.results import ResultsPanel
 from finetune.page.tabs.words import Opening
 from finetune.page.training import TrainingDesk
 from finetune.page.voices import VoiceShelf
@@ -19,7 +21,14 @@ THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, 
     # an empty box must be seen on a dark page too
     checkbox_border_color_dark="*neutral_400"
 )
-HEAD = '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+HEAD = """<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">
+<script>
+  // Escape stops what is under way, unless it closes a list
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.target.matches("[aria-expanded=true], [role=listbox] *")) return;
+    [...document.querySelectorAll("button.stop")].find((b) => b.offsetParent && !b.disabled)?.click();
+  }, true);
+</script>"""
 READY = "() => { document.documentElement.dataset.ready = 'yes' }"
 CSS = """
 html:not([data-ready]) .gradio-container { cursor: progress; }
@@ -39,7 +48,7 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
   .curves svg .axis { display: none; } }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
 .side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
-iframe.report { width: 100%; height: 620px; border: 1px solid #8884; border-radius: 8px; }
+iframe.report { width: 100%; height: min(80vh, 900px); border: 1px solid #8884; border-radius: 8px; }
 .gradio-container .html-container { padding: 0 !important; }
 .gradio-container table.plain { border-collapse: collapse; width: 100%; margin: 0; border: 0 !important; }
 .gradio-container table.plain :is(th, td) { text-align: left; padding: .35em .8em .35em 0 !important;
@@ -54,7 +63,7 @@ iframe.report { width: 100%; height: 620px; border: 1px solid #8884; border-radi
 """
 
 
-def build_page(engine: Engine, shelf: VoiceShelf) -> gr.Blocks:
+def build_page(engine: Engine, shelf: VoiceShelf, published: Published) -> gr.Blocks:
     """All tabs. A value chosen in one is passed on to the next."""
     with gr.Blocks(
         title="vallex", delete_cache=(3600, 86400), analytics_enabled=False, fill_width=True
@@ -71,12 +80,12 @@ def build_page(engine: Engine, shelf: VoiceShelf) -> gr.Blocks:
                 # made before its place: what is prepared in one tab is chosen in the next
                 data_place = gr.Column()
             with gr.Tab("Train", id="train"):
-                prepared, opening = train.build(engine, TrainingDesk(engine.settings))
+                prepared, opening = train.build(engine, TrainingDesk(engine.settings), published)
                 openings += [opening]
             with data_place:
                 openings += [data.build(engine, DataDesk(engine.settings, engine), prepared)]
-            with gr.Tab("Results", id="results"):
-                openings += [results.build(engine)]
+            with gr.Tab("Results", id="results") as results_tab:
+                ResultsPanel(results_tab, engine, published)
         _bring_up_to_date(page, openings)
     return page
 

@@ -16,10 +16,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from finetune.page.api import add_api
 from finetune.page.engine import Engine, Job
 from finetune.page.layout import CSS, HEAD, THEME, build_page
+from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB, USER, PageSettings, is_local
 from finetune.page.sound import MEDIA_TYPES, stream_header
 from finetune.page.voices import VoiceShelf
 from vallex.errors import ConfigError
+
+SHOW_ONLY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 
 
 def build_server(settings: PageSettings) -> FastAPI:
@@ -32,11 +35,13 @@ def build_server(settings: PageSettings) -> FastAPI:
     if is_local(settings.host) and not settings.password:
         # another site's name that points to this machine must not open the page (DNS rebinding)
         server.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    published = Published()
     add_api(server, engine, shelf)
     _add_sound(server, engine)
+    _add_published(server, published)
     return gr.mount_gradio_app(
         server,
-        build_page(engine, shelf),
+        build_page(engine, shelf, published),
         path="/",
         server_name=settings.host,
         server_port=settings.port,
@@ -92,6 +97,16 @@ def _add_sound(server: FastAPI, engine: Engine) -> None:
         if path is None or not path.is_file():
             return PlainTextResponse("there is no such picture", status_code=404)
         return FileResponse(path, media_type="image/png")
+
+
+def _add_published(server: FastAPI, published: Published) -> None:
+    @server.get("/published/{token}.{suffix}")
+    def file(token: str, suffix: str) -> Response:
+        path = published.find(token, f".{suffix}")
+        if path is None:
+            return PlainTextResponse("this is no longer kept", status_code=404)
+        # a report is made of what strangers wrote: it may show and play, and run nothing
+        return FileResponse(path, headers={"Content-Security-Policy": SHOW_ONLY})
 
 
 def _stream(job: Job) -> Iterator[bytes]:

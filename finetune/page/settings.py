@@ -19,6 +19,7 @@ MAX_RECORDING_MB = 60
 MAX_RECORDING_SEC = 600.0
 MAX_TEXT_CHARS = 5000
 MAX_WAITING = 20
+MAX_BEST_OF = 8
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,11 @@ import psutil
 
 from finetune.config import FinetuneConfig, from_dict, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, plan_epoch
-from finetune.data.prepared import INFO_FILE, load_prepared, read_info
+from finetune.data.prepared import load_prepared, read_info
 from finetune.log.curves import read_lines
 from finetune.page.checkpoints import TOY, find_choice
+from finetune.page.datasets import prepared_sets
+from finetune.page.published import sounds_of
 from finetune.page.settings import PageSettings
 from finetune.results import RunResult, list_runs, metric, read_config, read_result
 from vallex.errors import ConfigError, DataError, RunError, VallexError
@@ -61,6 +63,7 @@ class RunState:
     """A run as its folder tells it.
 
     result is None while it has not got that far; seconds_left is None where it is not known
+    samples: what it has spoken so far, by where it was then, the newest first
     """
 
     name: str
@@ -70,6 +73,7 @@ class RunState:
     steps: dict[str, int]
     seconds_left: float | None
     log_tail: str
+    samples: dict[str, list[Path]]
 
     @property
     def is_going(self) -> bool:
@@ -87,7 +91,7 @@ class TrainingDesk:
 
     def prepared_sets(self) -> list[str]:
         """The names of the prepared sets in the data folder."""
-        return sorted(path.parent.name for path in self._settings.data_dir.glob(f"*/{INFO_FILE}"))
+        return prepared_sets(self._settings.data_dir)
 
     def names(self) -> list[str]:
         """All runs, those that just begin too, the newest first."""
@@ -162,6 +166,7 @@ class TrainingDesk:
                 steps={},
                 seconds_left=None,
                 log_tail=log_tail,
+                samples={},
             )
         status = result.status
         if process and status != RUNNING and process.pid != (result.process or {}).get("pid"):
@@ -177,6 +182,7 @@ class TrainingDesk:
             steps=steps,
             seconds_left=left,
             log_tail=log_tail,
+            samples={name: own for name, own in sounds_of(path).items() if not name.startswith("evaluation")},
         )
 
     def _checked(self, form: TrainForm) -> tuple[FinetuneConfig, tuple[str, ...], Path | None]:
@@ -251,6 +257,8 @@ class TrainingDesk:
         return self._planned[key]
 
     def _steps(self, prepared: Path, config: FinetuneConfig, stages: tuple[str, ...]) -> dict[str, int]:
+        if config.max_batch_sec is None:
+            return {}  # known when memory was measured
         batching = BatchSettings(
             max_duration_sec=config.max_batch_sec, num_buckets=config.num_buckets, seed=config.seed
         )

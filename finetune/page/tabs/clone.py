@@ -1,30 +1,23 @@
-"""The tab in which a voice is cloned: a recording or a saved voice, a text, and what is heard of it."""
+"""The tab in which a voice is cloned: a text, how it is spoken, and what is heard of it."""
 
-import html
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
 
 import gradio as gr
 
-import finetune
 from finetune.page.checkpoints import FULL_STRENGTH, list_choices
 from finetune.page.engine import AS_WRITTEN, CANCELLED, DONE, LOADING, WAITING, Engine, Job, SpeakRequest
 from finetune.page.pictures import sound_picture
-from finetune.page.recordings import hear, take_recording
-from finetune.page.settings import MAX_TEXT_CHARS
-from finetune.page.tabs.words import Opening, bad, empty, good, listed, plain, told
+from finetune.page.settings import MAX_BEST_OF, MAX_TEXT_CHARS
+from finetune.page.tabs.voice import LANGUAGES, VoicePanel
+from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.codec.audio import load_audio
-from vallex.errors import PromptError
 from vallex.files import atomic_write
-from vallex.inference.prompts import VoicePrompt
 from vallex.inference.synthesizer import SpeakSettings
 
-RECORDING, SAVED, NO_VOICE = "A recording", "A saved voice", "No voice: the model makes one up"
-SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
-LANGUAGES = [("Found by itself", "auto"), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
 ACCENTS = [("As written", AS_WRITTEN), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
 EXAMPLE_TEXTS = (
     ("English", "Good morning. This is a voice that was made from a few seconds of sound."),
@@ -32,257 +25,166 @@ EXAMPLE_TEXTS = (
     ("日本語", "こんにちは。今日はいい天気ですね。"),
     ("Mixed", "[EN]The word for thank you is[EN] [ZH]谢谢，[ZH] [EN]or[EN] [JA]ありがとう。[JA]"),
 )
-CONSENT = (
-    "Clone only your own voice, or one whose owner has agreed. What is made here is marked as synthetic in "
-    "its file."
-)
+ENDED = {
+    "eos": "ended by itself",
+    "budget": "ran on and was cut off",
+    "loop": "repeats itself",
+    "empty": "was not said at all",
+}
 MAX_SEED = 2**31 - 1
-_POLL_SEC = 0.25
+POLL_SEC = 0.25
 
 
 def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> Opening:
-    """Adds the widgets to the page that is open, and connects them."""
+    """Adds the tab's widgets to the page that is open, and connects them."""
     with gr.Row():
         with gr.Column(min_width=320):
-            voice = _voice_widgets(shelf)
+            voice = VoicePanel(engine, shelf)
         with gr.Column(min_width=320):
-            said = _text_widgets(engine)
-    _connect_voice(voice, engine, shelf)
-    _connect_text(page, voice, said, engine, shelf)
+            speech = SpeechPanel(engine, voice)
+    page.unload(speech.forget)
 
     def opened(saved, checkpoint):
         checkpoints = [choice.name for choice in list_choices(engine.settings)]
-        return listed(shelf.names(), saved), _about(shelf, saved), listed(checkpoints, checkpoint)
+        return listed(shelf.names(), saved), voice.about_voice(saved), listed(checkpoints, checkpoint)
 
     return Opening(
         function=opened,
-        inputs=[voice["saved"], said["checkpoint"]],
-        outputs=[voice["saved"], voice["about"], said["checkpoint"]],
+        inputs=[voice.saved, speech.checkpoint],
+        outputs=[voice.saved, voice.about, speech.checkpoint],
     )
 
 
-def _voice_widgets(shelf: VoiceShelf) -> dict[str, gr.Blocks]:
-    names = shelf.names()
-    start = SAVED if names else RECORDING
-    w: dict = {}
-    gr.Markdown("### The voice")
-    w["source"] = gr.Radio([RECORDING, SAVED, NO_VOICE], value=start, label="Where it comes from")
-    with gr.Column(visible=start == RECORDING) as w["recording_box"]:
-        w["audio"] = gr.Audio(
-            sources=["upload", "microphone"],
-            type="filepath",
-            label="3 to 15 seconds of one voice, without noise",
-            elem_id="recording",
-            buttons=[],
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What is chosen beside text, voice and checkpoint, as the widgets hold it; in their order."""
+
+    language: str
+    accent: str
+    seed: float | None
+    is_seed_new: bool
+    best_of: float
+    temperature: float
+    top_p: float
+    strength: float
+
+    def settings(self) -> SpeakSettings:
+        """How to speak, with a seed that is drawn here where a new one is wanted."""
+        return SpeakSettings(
+            language=self.language,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            best_of=int(self.best_of),
+            seed=secrets.randbelow(MAX_SEED) if self.is_seed_new else int(self.seed or 0),
         )
-        w["example"] = gr.Button("Use an example recording", size="sm")
-        w["note"] = gr.HTML(elem_id="recording-note")
-        w["transcript"] = gr.Textbox(
-            label="What is said in it",
-            lines=2,
-            placeholder="Word for word; the model reads it with the sound.",
+
+
+class SpeechPanel:
+    """The widgets of what is said, and what they do; made where Gradio's cursor stands."""
+
+    def __init__(self, engine: Engine, voice: VoicePanel):
+        self._engine = engine
+        self._voice = voice
+        gr.Markdown("### What it says")
+        self._text = gr.Textbox(
+            label="Text",
+            lines=4,
+            max_lines=14,
+            max_length=MAX_TEXT_CHARS,
+            elem_id="text",
+            placeholder="English, Chinese or Japanese, also mixed: [EN]Hello.[EN] [ZH]你好。[ZH]",
         )
-        w["language"] = gr.Dropdown(LANGUAGES, value="auto", label="Language of the recording")
+        with gr.Row(elem_classes="examples"):
+            examples = [gr.Button(label, size="sm", min_width=60) for label, _ in EXAMPLE_TEXTS]
+        names = [choice.name for choice in list_choices(engine.settings)]
+        self.checkpoint = gr.Dropdown(
+            names,
+            value=next(iter(names), None),
+            label="Checkpoint",
+            info="" if names else "There is none yet: vallex download fetches the released model.",
+            elem_id="checkpoint",
+        )
+        with gr.Accordion("More choices", open=False):
+            self._choices = _choice_widgets()
         with gr.Row():
-            w["name"] = gr.Textbox(label="Name", placeholder="anna", scale=2, min_width=120)
-            w["save"] = gr.Button("Save this voice", scale=1, min_width=120)
-        gr.HTML(f'<p class="note">{CONSENT}</p>')
-    with gr.Column(visible=start == SAVED) as w["saved_box"]:
-        w["saved"] = gr.Dropdown(
-            names, value=names[0] if names else None, label="Voice", elem_id="saved-voice"
-        )
-        w["about"] = gr.HTML()
-        with gr.Accordion("Add, rename or delete voices", open=False):
-            w["npz"] = gr.File(label="A voice file (.npz)", file_types=[".npz"], height=110)
-            w["new_name"] = gr.Textbox(label="New name of the chosen voice")
-            with gr.Row():
-                w["rename"] = gr.Button("Rename", size="sm")
-                w["delete"] = gr.Button("Delete the chosen voice", size="sm", variant="stop")
-    w["voice_status"] = gr.HTML(elem_id="voice-status")
-    w["taken"] = gr.State()
-    return w
-
-
-def _text_widgets(engine: Engine) -> dict[str, gr.Blocks]:
-    names = [choice.name for choice in list_choices(engine.settings)]
-    w: dict = {}
-    gr.Markdown("### What it says")
-    w["text"] = gr.Textbox(
-        label="Text",
-        lines=4,
-        max_lines=14,
-        max_length=MAX_TEXT_CHARS,
-        elem_id="text",
-        placeholder="English, Chinese or Japanese, also mixed: [EN]Hello.[EN] [ZH]你好。[ZH]",
-    )
-    with gr.Row(elem_classes="examples"):
-        w["texts"] = [gr.Button(label, size="sm", min_width=60) for label, _ in EXAMPLE_TEXTS]
-    w["checkpoint"] = gr.Dropdown(
-        names,
-        value=names[0] if names else None,
-        label="Checkpoint",
-        info="" if names else "There is none yet: vallex download fetches the released model.",
-        elem_id="checkpoint",
-    )
-    with gr.Accordion("More choices", open=False):
-        with gr.Row():
-            w["text_language"] = gr.Dropdown(
-                LANGUAGES, value="auto", label="Language of the text", min_width=140
+            self._speak = gr.Button("Speak", variant="primary", scale=3, min_width=140, elem_id="speak")
+            self._stop = gr.Button(
+                "Stop", scale=1, min_width=80, interactive=False, elem_id="stop", elem_classes="stop"
             )
-            w["accent"] = gr.Dropdown(ACCENTS, value=AS_WRITTEN, label="Accent", min_width=140)
-        with gr.Row():
-            w["seed"] = gr.Number(
-                0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=140, elem_id="seed"
-            )
-            w["fresh"] = gr.Checkbox(True, label="A new seed each time", min_width=140)
-        w["temperature"] = gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature")
-        w["top_p"] = gr.Slider(0.05, 1, value=1.0, step=0.05, label="Top-p")
-        w["strength"] = gr.Slider(
-            0, 1.5, value=FULL_STRENGTH, step=0.05, label="Adapter strength", info="Of LoRA checkpoints only."
-        )
-    with gr.Row():
-        w["speak"] = gr.Button("Speak", variant="primary", scale=3, min_width=140, elem_id="speak")
-        w["stop"] = gr.Button("Stop", scale=1, min_width=80, elem_id="stop")
-    w["status"] = gr.HTML(plain("Nothing spoken yet."), elem_id="speech-status")
-    w["player"] = gr.HTML(elem_id="player", elem_classes="player")
-    w["sound"] = gr.HTML(elem_id="sound", elem_classes="sound")
-    w["file"] = gr.DownloadButton("Download the wav", visible=False, elem_id="download")
-    return w
+        self._status = gr.HTML(plain("Nothing spoken yet."), elem_id="speech-status")
+        self._player = gr.HTML(elem_id="player", elem_classes="player")
+        self._sound = gr.HTML(elem_id="sound", elem_classes="sound")
+        self._file = gr.DownloadButton("Download the wav", visible=False, elem_id="download")
+        self._connect(examples)
 
-
-def _connect_voice(w: dict, engine: Engine, shelf: VoiceShelf) -> None:
-    def show_source(source):
-        return gr.update(visible=source == RECORDING), gr.update(visible=source == SAVED)
+    def _connect(self, examples: list[gr.Button]) -> None:
+        inputs = [*self._voice.inputs, self._text, self.checkpoint, *self._choices.values()]
+        outputs = [self._status, self._player, self._sound, self._file, self._choices["seed"], self._stop]
+        for event in (self._speak.click, self._text.submit):
+            connect(event, self._speak_text, inputs, outputs)
+        connect(self._stop.click, self._stop_speaking, None, self._status)
+        for button, (_, text) in zip(examples, EXAMPLE_TEXTS, strict=True):
+            connect(button.click, lambda text=text: text, None, self._text)
 
     @told
-    def take(path):
-        if path is None:
-            return None, "", "", "auto"
-        name = Path(path).name
-        taken = take_recording(Path(path), name, engine.work_dir / f"voice-{secrets.token_hex(8)}.wav")
-        note = f"{taken.seconds:.1f} s. {taken.note}".strip() + ("." if taken.note else "")
-        said = _text_beside(Path(path))
-        if said:
-            return str(taken.path), plain(note), said, "auto"
-        heard = hear(taken.path, engine.settings.asr, engine.settings.checkpoints_dir)
-        if heard is None:
-            note += " Nobody here can listen (no Whisper, no pocketsphinx): write what is said."
-            return str(taken.path), plain(note), "", "auto"
-        note += f" Heard by {heard.source}: read it through, and mend it."
-        return str(taken.path), plain(note), heard.text, heard.language
-
-    @told
-    def save(name, taken, transcript, language):
-        if taken is None:
-            raise PromptError("there is no recording yet: upload one, or record one")
-        shelf.save(name, engine.make_voice(Path(taken), transcript, language))
-        return (
-            good(f"Saved as {name.strip()}; it is among the saved voices now."),
-            gr.update(choices=shelf.names(), value=name.strip()),
-        )
-
-    @told
-    def add(path):
-        if path is None:
-            return plain(""), gr.update(), None
-        name = Path(path).stem
-        shelf.take(Path(path), name)
-        return good(f"Added {name}."), gr.update(choices=shelf.names(), value=name), None
-
-    @told
-    def rename(name, new_name):
-        shelf.rename(name or "", new_name)
-        updated = gr.update(choices=shelf.names(), value=new_name.strip())
-        return good(f"{name} is called {new_name.strip()} now."), updated, ""
-
-    @told
-    def delete(name):
-        shelf.delete(name or "")
-        names = shelf.names()
-        return good(f"Deleted {name}."), gr.update(choices=names, value=names[0] if names else None)
-
-    def example():
-        return str(next(iter(sorted(SAMPLE.rglob("*.wav")))))
-
-    boxes = [w["recording_box"], w["saved_box"]]
-    taken = [w["taken"], w["note"], w["transcript"], w["language"]]
-    status, saved = w["voice_status"], w["saved"]
-    private = "private"
-    w["source"].change(show_source, w["source"], boxes, api_visibility=private, show_progress="hidden")
-    w["audio"].change(take, w["audio"], taken, api_visibility=private, show_progress="minimal")
-    w["example"].click(example, None, w["audio"], api_visibility=private)
-    w["save"].click(
-        save,
-        [w["name"], w["taken"], w["transcript"], w["language"]],
-        [status, saved],
-        api_visibility=private,
-    )
-    w["npz"].upload(add, w["npz"], [status, saved, w["npz"]], api_visibility=private)
-    w["rename"].click(rename, [saved, w["new_name"]], [status, saved, w["new_name"]], api_visibility=private)
-    w["delete"].click(
-        delete,
-        saved,
-        [status, saved],
-        api_visibility=private,
-        js="(name) => confirm(`Delete the voice ${name} for good?`) ? name : null",
-    )
-    saved.change(lambda name: _about(shelf, name), saved, w["about"], api_visibility=private)
-
-
-def _connect_text(page: gr.Blocks, voice: dict, w: dict, engine: Engine, shelf: VoiceShelf) -> None:
-    def voice_of(source, taken, transcript, language, saved) -> VoicePrompt | None:
-        if source == NO_VOICE:
-            return None
-        if source == SAVED:
-            if not saved:
-                raise PromptError("no voice is saved yet: record or upload one first")
-            return shelf.load(saved)
-        if taken is None:
-            raise PromptError("there is no recording yet: upload one, record one, or use the example")
-        return engine.make_voice(Path(taken), transcript, language)
-
-    @told
-    def speak(request: gr.Request, *values) -> Iterator:
-        *voice_values, text, checkpoint, language, accent, seed, fresh, temperature, top_p, scale = values
-        seed = secrets.randbelow(MAX_SEED) if fresh else int(seed or 0)
-        settings = SpeakSettings(language=language, temperature=temperature, top_p=top_p, seed=seed)
+    def _speak_text(self, request: gr.Request, *values) -> Iterator:
+        num_voice = len(self._voice.inputs)
+        text, checkpoint, *chosen = values[num_voice:]
+        choices = Choices(**dict(zip(self._choices, chosen, strict=True)))
+        settings = choices.settings()
         asked = SpeakRequest(
             text=text,
-            voice=voice_of(*voice_values),
+            voice=self._voice.voice_of(*values[:num_voice]),
             checkpoint=checkpoint or "",
             settings=settings,
-            accent=accent,
-            adapter_scale=scale,
+            accent=choices.accent,
+            adapter_scale=choices.strength,
         )
-        job = engine.submit(asked, owner=request.session_hash or "")
+        job = self._engine.submit(asked, owner=request.session_hash or "")
         player = f'<audio controls autoplay aria-label="The speech" src="/speech/{job.token}.wav"></audio>'
-        yield _progress(engine, job), player, "", gr.update(visible=False), seed
+        hidden, can_stop = gr.update(visible=False), gr.update(interactive=True)
+        yield _progress(self._engine, job), player, "", hidden, settings.seed, can_stop
         num_parts = 0
         while not job.is_over:
-            job.wait(num_parts, _POLL_SEC)
+            job.wait(num_parts, POLL_SEC)
             num_parts = len(job.parts)
-            yield _progress(engine, job), gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        yield _outcome(job), *_finished(engine, job), gr.skip()
+            yield _progress(self._engine, job), *[gr.skip()] * 5
+        yield _outcome(job), *_finished(self._engine, job), gr.skip(), gr.update(interactive=False)
 
-    def stop(request: gr.Request):
-        stopped = engine.cancel_all_of(request.session_hash or "")
-        return plain("Stopping …" if stopped else "Nothing is being spoken.")
+    def _stop_speaking(self, request: gr.Request):
+        stopped = self._engine.cancel_all_of(request.session_hash or "")
+        return plain("Stopping …") if stopped else gr.skip()
 
-    def forget(request: gr.Request):
-        engine.cancel_all_of(request.session_hash or "")
+    def forget(self, request: gr.Request) -> None:
+        """Calls off what a page asked for that was closed."""
+        self._engine.cancel_all_of(request.session_hash or "")
 
-    private = "private"
-    inputs = [voice[key] for key in ("source", "taken", "transcript", "language", "saved")]
-    keys = "text checkpoint text_language accent seed fresh temperature top_p strength"
-    inputs += [w[key] for key in keys.split()]
-    outputs = [w[key] for key in ("status", "player", "sound", "file", "seed")]
-    w["speak"].click(
-        speak, inputs, outputs, api_visibility=private, show_progress="hidden", concurrency_limit=None
+
+def _choice_widgets() -> dict[str, gr.components.Component]:
+    """By the names of Choices, in its order."""
+    w: dict[str, gr.components.Component] = {}
+    with gr.Row():
+        w["language"] = gr.Dropdown(LANGUAGES, value="auto", label="Language of the text", min_width=140)
+        w["accent"] = gr.Dropdown(ACCENTS, value=AS_WRITTEN, label="Accent", min_width=140)
+    with gr.Row():
+        w["seed"] = gr.Number(
+            0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", min_width=140, elem_id="seed"
+        )
+        w["is_seed_new"] = gr.Checkbox(True, label="A new seed each time", min_width=140)
+    w["best_of"] = gr.Slider(
+        1,
+        MAX_BEST_OF,
+        value=1,
+        step=1,
+        label="Best of",
+        info="Each sentence is drawn as often, and the likeliest one is kept.",
     )
-    w["stop"].click(stop, None, w["status"], api_visibility=private, show_progress="hidden", queue=False)
-    for button, (_, text) in zip(w["texts"], EXAMPLE_TEXTS, strict=True):
-        button.click(lambda text=text: text, None, w["text"], api_visibility=private, show_progress="hidden")
-    page.unload(forget)
+    w["temperature"] = gr.Slider(0, 2, value=1.0, step=0.05, label="Temperature")
+    w["top_p"] = gr.Slider(0.05, 1, value=1.0, step=0.05, label="Top-p")
+    w["strength"] = gr.Slider(
+        0, 1.5, value=FULL_STRENGTH, step=0.05, label="Adapter strength", info="Of LoRA checkpoints only."
+    )
+    return w
 
 
 def _progress(engine: Engine, job: Job) -> str:
@@ -300,12 +202,10 @@ def _outcome(job: Job) -> str:
         return plain(f"Stopped after {job.seconds:.1f} s.")
     if job.status != DONE:
         return bad(str(job.error))
-    words = {"eos": "ended by itself", "budget": "was cut off at its longest", "loop": "ran in a loop"}
     unwell = [part for part in job.parts if part.ended != "eos"]
-    if not unwell:
-        how = "ended by itself"
-    else:
-        how = "; ".join(f"“{_plain_text(p.text)}” {words.get(p.ended, p.ended)}" for p in unwell)
+    how = ENDED["eos"]
+    if unwell:
+        how = "; ".join(f"“{_plain_text(p.text)}” {ENDED.get(p.ended, p.ended)}" for p in unwell)
         how += " (try another seed)"
     line = f"{job.seconds:.1f} s by {job.request.checkpoint}, seed {job.request.settings.seed}: {how}."
     unsaid = list(dict.fromkeys(word for part in job.parts for word in part.unsaid))
@@ -316,7 +216,7 @@ def _outcome(job: Job) -> str:
 
 def _finished(engine: Engine, job: Job) -> tuple:
     """Player (left as it is), picture and file of what was spoken, as far as it went."""
-    if not job.parts:
+    if not job.seconds:
         return "", empty("No sound was made."), gr.update(visible=False)
     path = engine.save(job)
     with atomic_write(path.with_suffix(".png")) as temporary:
@@ -328,25 +228,5 @@ def _finished(engine: Engine, job: Job) -> tuple:
     return gr.skip(), picture, gr.update(value=str(path), visible=True)
 
 
-def _about(shelf: VoiceShelf, name: str | None) -> str:
-    row = next((row for row in shelf.rows() if row.name == name), None)
-    if row is None:
-        return empty("No voice is saved yet. Choose “A recording”, and save it under a name.")
-    if row.fault:
-        return bad(f"This voice cannot be used: {row.fault}")
-    toy = ", made with toy weights" if row.is_toy else ""
-    said = f" “{html.escape(row.transcript)}”" if row.transcript else ""
-    return f'<p class="note">{row.seconds:.1f} s, {html.escape(row.language)}{toy}.{said}</p>'
-
-
-def _text_beside(path: Path) -> str:
-    """The words of the shipped example, which nobody needs to hear out."""
-    for sample in SAMPLE.rglob(path.name):
-        text = sample.with_name(f"{sample.stem}.normalized.txt")
-        if text.is_file() and sample.read_bytes() == path.read_bytes():
-            return text.read_text(encoding="utf-8").strip()
-    return ""
-
-
 def _plain_text(tagged: str) -> str:
-    return re.sub(r"\[[A-Z]{2}\]", "", tagged)
+    return re.sub(r"\[[A-Z]{2}\]", "", tagged).strip()

@@ -1,102 +1,126 @@
-"""The tab of the results log: a table to sort and search, curves over runs, and how two runs differ."""
+"""The tab of the results log: a table to sort and search, and the report of the runs that are chosen.
 
+The report is the page that `vallex runs export --html` writes, in a frame: what is seen is what is exported.
+"""
+
+import hashlib
 import html
-import secrets
+from pathlib import Path
 
 import gradio as gr
 
-from finetune.log.comparison import compare
-from finetune.log.curves import Curve, curves_svg, read_lines
-from finetune.log.listing import Entry, entries, rows, to_csv
-from finetune.log.words import format_seconds
+from finetune.log.listing import DEFAULT_COLUMNS, Entry, entries, rows, to_csv
+from finetune.log.markdown import markdown
+from finetune.log.report import write_report
 from finetune.page.engine import Engine
-from finetune.page.tabs.words import Opening, bad, empty, told
+from finetune.page.published import Published
+from finetune.page.tabs.words import bad, connect, empty, told
 from finetune.results import RunLog, list_runs, resolve_run
-from vallex.errors import RunError
 from vallex.files import atomic_write
 
-HEADINGS = (
-    "Run",
-    "Stage",
-    "Status",
-    "Steps",
-    "Untouched loss",
-    "Untouched top-10",
-    "Best loss",
-    "Best top-10",
-)
-"""Of listing.DEFAULT_COLUMNS."""
-MAX_CURVES = 8
+HEADINGS = {
+    "name": "Run",
+    "phase": "Stage",
+    "status": "Status",
+    "verdict": "Verdict",
+    "steps": "Steps",
+    "base_loss": "Untouched loss",
+    "best_loss": "Best loss",
+    "base_top10": "Untouched top-10",
+    "best_top10": "Best top-10",
+    "votes_won": "Votes won",
+    "votes_heard": "of",
+}
+"""The columns of the table, as the results log calls them and as people do."""
+EXPORTED = (*DEFAULT_COLUMNS, "verdict", "votes_won", "votes_heard", "note")
+MAX_SHOWN = 8
+_MAX_SOUNDS_MB = 12.0
 
 
-def build(engine: Engine) -> Opening:
-    """Adds the widgets and connects them."""
-    w: dict = {}
-    w["empty"] = gr.HTML()
-    w["table"] = gr.Dataframe(
-        headers=list(HEADINGS),
-        interactive=False,
-        show_search="filter",
-        max_height=420,
-        label="Runs and stages",
-        elem_id="results",
-    )
-    with gr.Row():
-        w["refresh"] = gr.Button("Read the log again", size="sm")
-        w["csv"] = gr.DownloadButton("Export as CSV", size="sm", elem_id="export")
-    w["runs"] = gr.Dropdown(
-        [], multiselect=True, max_choices=MAX_CURVES, label="Runs to look at", elem_id="looked"
-    )
-    w["curves"] = gr.HTML(elem_id="result-curves")
-    w["differences"] = gr.HTML(elem_id="differences")
-    return _connect(w, engine)
+class ResultsPanel:
+    """The widgets of the tab, and what they do; made where Gradio's cursor stands."""
 
-
-def _connect(w: dict, engine: Engine) -> Opening:
-    runs_dir = engine.settings.runs_dir
-
-    def read(chosen):
-        log = list_runs(runs_dir)
-        names = [result.name for result in log.results][::-1]
-        chosen = [name for name in chosen or [] if name in names] or names[:2]
-        return (
-            _hint(log),
-            _cells(entries(log.results, runs_dir)),
-            gr.update(choices=names, value=chosen),
-            *look(chosen),
+    def __init__(self, tab: gr.Tab, engine: Engine, published: Published):
+        self._engine = engine
+        self._runs_dir = engine.settings.runs_dir
+        self._published = published
+        self._hint = gr.HTML()
+        self._table = gr.Dataframe(
+            headers=list(HEADINGS.values()),
+            interactive=False,
+            show_search="filter",
+            max_height=420,
+            label="Runs and stages",
+            elem_id="results",
         )
+        self._runs = gr.Dropdown(
+            [], multiselect=True, max_choices=MAX_SHOWN, label="Runs to look at", elem_id="looked"
+        )
+        with gr.Row():
+            self._refresh = gr.Button("Read the log again", size="sm", min_width=140)
+            self._csv = gr.DownloadButton("All as CSV", size="sm", min_width=140, elem_id="as-csv")
+            self._markdown = gr.DownloadButton("As Markdown", size="sm", min_width=140, elem_id="as-markdown")
+            self._html = gr.DownloadButton("As a page (HTML)", size="sm", min_width=140, elem_id="as-html")
+        self._report = gr.HTML(elem_id="report")
+        looked_at = [self._report, self._markdown, self._html]
+        for event in (tab.select, self._refresh.click):
+            connect(
+                event, self._read, self._runs, [self._hint, self._table, self._runs, self._csv, *looked_at]
+            )
+        connect(self._runs.input, self._look, self._runs, looked_at)
 
     @told
-    def look(chosen):
-        return _curves(engine, chosen or []), _differences(engine, chosen or [])
+    def _read(self, chosen):
+        log = list_runs(self._runs_dir)
+        found = entries(log.results, self._runs_dir)
+        names = [result.name for result in log.results][::-1]
+        chosen = [name for name in chosen or [] if name in names] or names[:2]
+        csv = self._file("runs.csv", to_csv(found, EXPORTED))
+        choice = gr.update(choices=names, value=chosen)
+        return _hint_view(log), _cells(found), choice, csv, *self._look(chosen)
 
-    def export():
-        path = engine.work_dir / f"runs-{secrets.token_hex(4)}.csv"
+    @told
+    def _look(self, chosen):
+        """The report of runs, and their exports."""
+        if not chosen:
+            said = empty("Choose one run or more to see scores, curves, samples and settings side by side.")
+            return said, gr.update(value=None), gr.update(value=None)
+        paths = [resolve_run(name, self._runs_dir) for name in chosen]
+        report = self._report_of(paths)
+        frame = f'<iframe class="report" sandbox title="Report" src="{self._published.url(report)}"></iframe>'
+        return frame, self._file("runs.md", markdown(paths)), str(report)
+
+    def _report_of(self, paths: list[Path]) -> Path:
+        """The report of runs, written anew where one of them has changed."""
+        files = [file for path in paths for file in sorted(path.glob("*.*")) if file.is_file()]
+        state = "\n".join(f"{file} {file.stat().st_mtime_ns}" for file in files)
+        report = self._place("results.html", state)
+        if not report.is_file():
+            write_report(paths, report, _MAX_SOUNDS_MB)
+        return report
+
+    def _file(self, name: str, content: str) -> str:
+        path = self._place(name, content)
         with atomic_write(path) as temporary:
-            temporary.write_text(to_csv(entries(list_runs(runs_dir).results, runs_dir)), encoding="utf-8")
+            temporary.write_text(content, encoding="utf-8")
         return str(path)
 
-    private, hidden = "private", "hidden"
-    outputs = [w[key] for key in ("empty", "table", "runs", "curves", "differences")]
-    w["refresh"].click(read, w["runs"], outputs, api_visibility=private, show_progress=hidden)
-    w["refresh"].click(export, None, w["csv"], api_visibility=private, show_progress=hidden)
-    w["runs"].input(
-        look, w["runs"], [w["curves"], w["differences"]], api_visibility=private, show_progress=hidden
-    )
-    return Opening(
-        function=lambda chosen: [*read(chosen), export()], inputs=[w["runs"]], outputs=[*outputs, w["csv"]]
-    )
+    def _place(self, name: str, content: str) -> Path:
+        """Where a file of this content goes: it keeps its name when it is downloaded."""
+        folder = self._engine.work_dir / hashlib.sha256(f"{name}\n{content}".encode()).hexdigest()[:20]
+        folder.mkdir(exist_ok=True)
+        return folder / name
 
 
 def _cells(found: list[Entry]) -> list[list]:
     cells = [
-        [round(value, 4) if isinstance(value, float) else value for value in row.values()]
-        for row in reversed(rows(found))
+        ["" if value is None else round(value, 4) if isinstance(value, float) else value for value in row]
+        for row in (own.values() for own in reversed(rows(found, list(HEADINGS))))
     ]
     return cells or [[""] * len(HEADINGS)]
 
 
-def _hint(log: RunLog) -> str:
+def _hint_view(log: RunLog) -> str:
     parts = [bad(f"Passed over: {line}") for line in log.damaged]
     if not log.results:
         parts.append(empty("No runs yet. Begin one in the Train tab; each becomes a row here."))
@@ -106,49 +130,3 @@ def _hint(log: RunLog) -> str:
             f'<p class="note">Made with toy weights, so that losses say nothing: {html.escape(toys)}</p>'
         )
     return "".join(parts)
-
-
-def _curves(engine: Engine, names: list[str]) -> str:
-    pictures = []
-    for stage in ("ar", "nar"):
-        curves = []
-        for name in names[:MAX_CURVES]:
-            lines = read_lines(resolve_run(name, engine.settings.runs_dir) / "metrics.jsonl")
-            points = [(x["step"], x["loss"]) for x in lines if x["stage"] == stage and x["kind"] == "valid"]
-            curves.append(Curve(name=name, points=points))
-        pictures.append(curves_svg(curves, f"{stage.upper()} validation loss", "step", "nats a target"))
-    return "".join(pictures)
-
-
-def _differences(engine: Engine, names: list[str]) -> str:
-    if len(names) != 2:
-        return empty("Choose two runs to see in which settings and scores they differ.")
-    try:
-        found = compare(*(resolve_run(name, engine.settings.runs_dir) for name in names))
-    except RunError as error:
-        return bad(str(error))
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
-    settings = "".join(
-        f"<tr><td>{html.escape(key)}</td>"
-        + "".join(f"<td>{html.escape(str(v))}</td>" for v in values)
-        + "</tr>"
-        for key, values in found.settings.items()
-    )
-    scores = "".join(
-        f"<tr><td>{row['phase'].upper()} {html.escape(row['metric'].replace('_', ' '))}</td>"
-        + "".join(f"<td>{html.escape(_shown(row['metric'], value))}</td>" for value in row["values"])
-        + "</tr>"
-        for row in found.metrics
-    )
-    return (
-        f'<div class="scroll"><table class="plain"><tr><th>Score</th>{head}</tr>{scores}'
-        f"<tr><th>Setting</th>{head}</tr>{settings}</table></div>"
-    )
-
-
-def _shown(name: str, value: object) -> str:
-    if value is None:
-        return "–"
-    if name == "seconds":
-        return format_seconds(value)
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

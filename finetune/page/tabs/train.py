@@ -1,7 +1,6 @@
 """The tab in which a run is begun, watched, stopped and gone on with."""
 
 import html
-from collections.abc import Callable
 
 import gradio as gr
 
@@ -10,146 +9,143 @@ from finetune.log.curves import curves_svg, stage_curves
 from finetune.log.words import format_seconds
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
-from finetune.page.tabs.words import Opening, bad, empty, good, listed, plain, told
+from finetune.page.published import Published
+from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
 from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of
-from vallex.errors import ConfigError
+from vallex.errors import ConfigError, VallexError
 
 STAGES = list(zip(("As the preset says", "Both", "AR only", "NAR only"), STAGE_CHOICES, strict=True))
 FIRST_PRESET = "small"
+MAX_SAMPLES_SHOWN = 12
 _POLL_SEC = 2.0
+_NO_RUNS = "No runs yet. Begin one here; it is found again whenever this page is opened."
 
 
-def build(engine: Engine, desk: TrainingDesk) -> tuple[gr.Dropdown, Opening]:
+def build(engine: Engine, desk: TrainingDesk, published: Published) -> tuple[gr.Dropdown, Opening]:
     """Adds the widgets and connects them; returns the choice of the prepared set, for other tabs to set."""
-    w: dict = {}
-    with gr.Row():
-        with gr.Column(min_width=320):
-            gr.Markdown("### A new run")
-            w["prepared"] = gr.Dropdown(
-                desk.prepared_sets(), label="Prepared set", info="Made in the Data tab.", elem_id="prepared"
-            )
-            w["preset"] = gr.Dropdown(list(preset_names()), value=FIRST_PRESET, label="Preset")
-            w["about"] = gr.HTML(_about(FIRST_PRESET))
-            w["init"] = gr.Dropdown([c.name for c in list_choices(engine.settings)], label="Begin with")
-            w["name"] = gr.Textbox(label="Name of the run", placeholder="anna-1", elem_id="run-name")
-            with gr.Accordion("Settings", open=False):
-                w["stage"] = gr.Dropdown(STAGES, value=STAGE_CHOICES[0], label="What is trained")
-                w["set"] = gr.Textbox(
-                    label="Other settings, one a line",
-                    placeholder="lr=2e-5\nar.max_epochs=10",
-                    info="Left out, the preset's hold.",
-                    lines=3,
-                )
-            with gr.Row():
-                w["plan"] = gr.Button("Show the plan", min_width=120)
-                w["start"] = gr.Button("Start training", variant="primary", min_width=120)
-            w["said"] = gr.HTML(elem_id="train-said")
-        with gr.Column(min_width=320):
-            gr.Markdown("### Runs")
-            w["run"] = gr.Dropdown(desk.names(), label="Run", elem_id="run")
-            with gr.Row():
-                w["stop"] = gr.Button("Stop and save", min_width=100)
-                w["resume"] = gr.Button("Go on", min_width=100)
-            w["state"] = gr.HTML(elem_id="run-state")
-            w["curves"] = gr.HTML(elem_id="run-curves")
-            w["timer"] = gr.Timer(_POLL_SEC)
-    opened = _connect(w, engine, desk)
-    return w["prepared"], Opening(
-        function=opened,
-        inputs=[w[key] for key in ("prepared", "init", "run")],
-        outputs=[w[key] for key in ("prepared", "init", "run", "state", "curves")],
+    panel = TrainPanel(engine, desk, published)
+    return panel.prepared, Opening(
+        function=panel.opened,
+        inputs=[panel.prepared, panel.init, panel.run],
+        outputs=[panel.prepared, panel.init, panel.run, *panel.views],
     )
 
 
-def _connect(w: dict, engine: Engine, desk: TrainingDesk) -> Callable:
-    def form_of(prepared, preset, init, name, stage, lines) -> TrainForm:
-        overrides = tuple(line.strip() for line in (lines or "").splitlines() if line.strip())
-        if not prepared:
-            raise ConfigError("choose a prepared set; if there is none yet, make one in the Data tab")
-        if not (name or "").strip():
-            raise ConfigError("give the run a name, such as anna-1")
-        return TrainForm(
-            name=name.strip(),
-            prepared=prepared,
-            preset=preset,
-            init=init or "",
-            stage=stage,
-            overrides=overrides,
-        )
+class TrainPanel:
+    """The widgets of the tab, and what they do; made where Gradio's cursor stands."""
 
-    @told
-    def plan(*values):
-        found = desk.plan(form_of(*values))
-        steps = ", ".join(f"{stage.upper()} {number} steps" for stage, number in found.steps.items())
-        return plain(
-            f"{steps}, on {found.num_train} clips, {found.num_valid} for validation; at most about "
-            f"{found.memory_gb:.1f} GB for weights and optimizer, and what a batch takes. The time left is "
-            "shown after the first steps."
-        )
+    def __init__(self, engine: Engine, desk: TrainingDesk, published: Published):
+        self._engine = engine
+        self._desk = desk
+        self._published = published
+        with gr.Row():
+            with gr.Column(min_width=320):
+                self._build_form()
+            with gr.Column(min_width=320):
+                self._build_runs()
+        self._connect()
 
-    @told
-    def start(*values):
-        form = form_of(*values)
-        desk.plan(form)
-        desk.start(form)
-        choice = gr.update(choices=desk.names(), value=form.name)
-        return (
-            good(f"{form.name} is started. It goes on when this page is closed."),
-            choice,
-            *shown(form.name),
-        )
-
-    @told
-    def stop(name):
-        desk.stop(name or "")
-        return plain("Asked to save and end …"), *shown(name)
-
-    @told
-    def resume(name):
-        desk.resume(name or "")
-        return good(f"{name} goes on."), *shown(name)
-
-    def shown(name):
-        if not name:
-            return empty("No runs yet. Begin one here; it is found again whenever this page is opened."), ""
-        try:
-            state = desk.state(name)
-        except Exception as error:  # whatever a strange folder holds, the page stays
-            return bad(str(error)), ""
-        return state_view(state), curves_view(state)
-
-    def refreshed(name, before_state, before_curves):
-        state, curves = shown(name)
-        # what is as it was is not drawn again: a reader, or a screen reader, keeps the place
-        return (
-            gr.skip() if state == before_state else state,
-            gr.skip() if curves == before_curves else curves,
-        )
-
-    def opened(prepared, init, chosen):
-        sets, runs = desk.prepared_sets(), desk.names()
-        inits = [choice.name for choice in list_choices(engine.settings)]
+    def opened(self, prepared, init, chosen) -> tuple:
+        """Sets, checkpoints and runs as they are now, and how the chosen run stands."""
+        runs = self._desk.names()
+        inits = [choice.name for choice in list_choices(self._engine.settings)]
         run = chosen if chosen in runs else next(iter(runs), None)
         return (
-            listed(sets, prepared),
+            listed(self._desk.prepared_sets(), prepared),
             listed(inits, init),
             listed(runs, chosen),
-            *shown(run),
+            *self._shown(run),
         )
 
-    private, hidden = "private", "hidden"
-    form = [w[key] for key in ("prepared", "preset", "init", "name", "stage", "set")]
-    state = [w["state"], w["curves"]]
-    w["preset"].change(_about, w["preset"], w["about"], api_visibility=private, show_progress=hidden)
-    w["plan"].click(plan, form, w["said"], api_visibility=private, show_progress=hidden)
-    w["start"].click(start, form, [w["said"], w["run"], *state], api_visibility=private, show_progress=hidden)
-    w["stop"].click(stop, w["run"], [w["said"], *state], api_visibility=private, show_progress=hidden)
-    w["resume"].click(resume, w["run"], [w["said"], *state], api_visibility=private, show_progress=hidden)
-    w["run"].change(shown, w["run"], state, api_visibility=private, show_progress=hidden)
-    w["timer"].tick(
-        refreshed, [w["run"], *state], state, api_visibility=private, show_progress=hidden, queue=False
-    )
-    return opened
+    def _build_form(self) -> None:
+        gr.Markdown("### A new run")
+        self.prepared = gr.Dropdown(
+            self._desk.prepared_sets(), label="Prepared set", info="Made in the Data tab.", elem_id="prepared"
+        )
+        self._preset = gr.Dropdown(list(preset_names()), value=FIRST_PRESET, label="Preset")
+        self._about = gr.HTML(_about(FIRST_PRESET))
+        inits = [choice.name for choice in list_choices(self._engine.settings)]
+        self.init = gr.Dropdown(inits, label="Begin with")
+        self._name = gr.Textbox(label="Name of the run", placeholder="anna-1", elem_id="run-name")
+        with gr.Accordion("Settings", open=False):
+            self._stage = gr.Dropdown(STAGES, value=STAGE_CHOICES[0], label="What is trained")
+            self._set = gr.Textbox(
+                label="Other settings, one a line",
+                placeholder="lr=2e-5\nar.max_epochs=10",
+                info="Left out, the preset's hold.",
+                lines=3,
+            )
+        with gr.Row():
+            self._plan = gr.Button("Show the plan", min_width=120)
+            self._start = gr.Button("Start training", variant="primary", min_width=120)
+        self._said = gr.HTML(elem_id="train-said")
+
+    def _build_runs(self) -> None:
+        gr.Markdown("### Runs")
+        self.run = gr.Dropdown(self._desk.names(), label="Run", elem_id="run")
+        with gr.Row():
+            self._stop = gr.Button("Stop and save", min_width=100)
+            self._resume = gr.Button("Go on", min_width=100)
+        self.views = [
+            gr.HTML(elem_id="run-state"),
+            gr.HTML(elem_id="run-curves"),
+            gr.HTML(elem_id="run-samples"),
+        ]
+        self._timer = gr.Timer(_POLL_SEC)
+
+    def _connect(self) -> None:
+        form = [self.prepared, self._preset, self.init, self._name, self._stage, self._set]
+        connect(self._preset.change, _about, self._preset, self._about)
+        connect(self._plan.click, self._show_plan, form, self._said)
+        for event in (self._start.click, self._name.submit):
+            connect(event, self._start_run, form, [self._said, self.run, *self.views])
+        connect(self._stop.click, self._stop_run, self.run, [self._said, *self.views])
+        connect(self._resume.click, self._resume_run, self.run, [self._said, *self.views])
+        connect(self.run.change, self._shown, self.run, self.views)
+        connect(self._timer.tick, self._refreshed, [self.run, *self.views], self.views)
+
+    @told
+    def _show_plan(self, *values):
+        found = self._desk.plan(_form_of(*values))
+        steps = ", ".join(f"{stage.upper()} {number} steps" for stage, number in found.steps.items())
+        return plain(
+            f"{steps or 'As many steps as memory allows'}, on {found.num_train} clips, {found.num_valid} for "
+            f"validation; at most about {found.memory_gb:.1f} GB for weights and optimizer, and what a batch "
+            "takes. The time left is shown after the first steps."
+        )
+
+    @told
+    def _start_run(self, *values):
+        form = _form_of(*values)
+        self._desk.plan(form)
+        self._desk.start(form)
+        said = good(f"{form.name} is started. It goes on when this page is closed.")
+        choice = gr.update(choices=self._desk.names(), value=form.name)
+        return said, choice, *self._shown(form.name)
+
+    @told
+    def _stop_run(self, name):
+        self._desk.stop(name or "")
+        return plain("Asked to save and end …"), *self._shown(name)
+
+    @told
+    def _resume_run(self, name):
+        self._desk.resume(name or "")
+        return good(f"{name} goes on."), *self._shown(name)
+
+    def _shown(self, name: str | None) -> tuple[str, str, str]:
+        """How a run stands, its curves and its samples."""
+        if not name:
+            return empty(_NO_RUNS), "", ""
+        try:
+            state = self._desk.state(name)
+        except VallexError as error:  # whatever a strange folder holds, the page stays
+            return bad(str(error)), "", ""
+        return state_view(state), curves_view(state), samples_view(state, self._published)
+
+    def _refreshed(self, name, *before) -> list:
+        # what is as it was is not drawn again: a reader, or a screen reader, keeps the place
+        return [gr.skip() if new == old else new for new, old in zip(self._shown(name), before, strict=True)]
 
 
 def state_view(state: RunState) -> str:
@@ -182,6 +178,37 @@ def curves_view(state: RunState) -> str:
     return "".join(
         curves_svg(stage_curves(state.lines, stage), f"{stage.upper()} loss", "step", "nats a target")
         for stage in ("ar", "nar")
+    )
+
+
+def samples_view(state: RunState, published: Published) -> str:
+    """Players of what the run has spoken so far, the newest first."""
+    players = [
+        f'<div class="player"><p>{html.escape(f"{group}: {path.stem}")}</p><audio controls preload="none" '
+        f'aria-label="{html.escape(f"{group}, {path.stem}")}" src="{published.url(path)}"></audio></div>'
+        for group, paths in state.samples.items()
+        for path in paths
+    ]
+    if not players:
+        return ""
+    more = len(players) - MAX_SAMPLES_SHOWN
+    note = f'<p class="note">{more} older ones are in the run\'s folder.</p>' if more > 0 else ""
+    shown = "".join(players[:MAX_SAMPLES_SHOWN])
+    return f'<h4>Samples</h4><div class="side">{shown}</div>{note}'
+
+
+def _form_of(prepared, preset, init, name, stage, lines) -> TrainForm:
+    if not prepared:
+        raise ConfigError("choose a prepared set; if there is none yet, make one in the Data tab")
+    if not (name or "").strip():
+        raise ConfigError("give the run a name, such as anna-1")
+    return TrainForm(
+        name=name.strip(),
+        prepared=prepared,
+        preset=preset,
+        init=init or "",
+        stage=stage,
+        overrides=tuple(line.strip() for line in (lines or "").splitlines() if line.strip()),
     )
 
 

@@ -22,6 +22,18 @@ class Opening:
     outputs: Sequence[gr.components.Component]
 
 
+def connect(event: Callable, function: Callable, inputs=None, outputs=None) -> None:
+    """Calls `function` at an event of the page, as often at once as it comes, and by no API."""
+    event(
+        function,
+        inputs,
+        outputs,
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_limit=None,
+    )
+
+
 def told(function: Callable) -> Callable:
     """A callback whose VallexErrors are shown on the page, until they are closed."""
     if inspect.isgeneratorfunction(function):

@@ -2,17 +2,18 @@
 
 import io
 import json
+import re
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
-from hands import choose, go_to
+from hands import choose, downloaded, go_to
 
 import finetune
+from finetune.log.votes import Vote, add_vote, read_votes, tally
 from finetune.page.datasets import DataDesk
 from finetune.page.uploads import take_files
-from finetune.page.votes import Vote, add_vote, read_votes, tally
 from finetune.results import PhaseResult, RunLog, RunResult, write_result
 from vallex.errors import DataError
 
@@ -154,13 +155,14 @@ def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_
     for name in ("seen-a", "seen-b"):
         choices.click()
         tab.get_by_role("option", name=name, exact=True).click()
-    tab.locator("#differences").get_by_text("ar.lr").wait_for()
-    assert "0.0025" in tab.locator("#differences").inner_text()
-    label = tab.locator("#result-curves svg[role=img]").first.get_attribute("aria-label")
-    assert label == "AR validation loss: seen-a ends at 2.500, seen-b ends at 2.250"
-    with tab.expect_download() as download:
-        tab.locator("#export").click()
-    assert "seen-b,ar,done,10,3.0,0.5,2.25,0.6" in download.value.path().read_text()
+    report = tab.frame_locator("#report iframe")
+    report.get_by_role("heading", name="Results of seen-a, seen-b").wait_for()
+    report.get_by_role("row", name=re.compile("^ar.lr 0.0025 0.00225")).wait_for()
+    label = report.locator(".curves svg[role=img]").first.get_attribute("aria-label")
+    assert "seen-a ends at 2.500, seen-b ends at 2.250" in label
+    assert "seen-b,ar,done,10,3.0,0.5,2.25,0.6" in downloaded(tab, "#as-csv").decode()
+    assert "| seen-b |" in downloaded(tab, "#as-markdown").decode()
+    assert downloaded(tab, "#as-html").startswith(b"<!doctype html>")
 
 
 @pytest.mark.parametrize("tab_name", ["Clone", "Compare", "Data", "Train", "Results"])

@@ -1,0 +1,189 @@
+"""The voice of the Clone tab: a recording and what is said in it, or one that is saved; keeping voices."""
+
+import html
+import secrets
+from pathlib import Path
+
+import gradio as gr
+
+import finetune
+from finetune.page.engine import Engine
+from finetune.page.recordings import hear, take_recording
+from finetune.page.tabs.words import bad, connect, empty, good, plain, told
+from finetune.page.voices import VoiceShelf
+from vallex.errors import PromptError
+from vallex.inference.prompts import VoicePrompt
+
+RECORDING, SAVED, NO_VOICE = "A recording", "A saved voice", "No voice: the model makes one up"
+SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
+LANGUAGES = [("Found by itself", "auto"), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
+CONSENT = (
+    "Clone only your own voice, or one whose owner has agreed. What is made here is marked as synthetic in "
+    "its file."
+)
+_ASK_TO_DELETE = "(name) => confirm(`Delete the voice ${name} for good?`) ? name : null"
+
+
+class VoicePanel:
+    """The widgets that a voice comes from, and what they do; made where Gradio's cursor stands."""
+
+    def __init__(self, engine: Engine, shelf: VoiceShelf):
+        self._engine = engine
+        self._shelf = shelf
+        names = shelf.names()
+        start = SAVED if names else RECORDING
+        gr.Markdown("### The voice")
+        self._source = gr.Radio([RECORDING, SAVED, NO_VOICE], value=start, label="Where it comes from")
+        with gr.Column(visible=start == RECORDING) as self._recording_box:
+            self._build_recording()
+        with gr.Column(visible=start == SAVED) as self._saved_box:
+            self._build_saved(names)
+        self._status = gr.HTML(elem_id="voice-status")
+        self._taken = gr.State()
+        self._connect_recording()
+        self._connect_saved()
+
+    @property
+    def inputs(self) -> list[gr.components.Component]:
+        """What `voice_of` takes the values of."""
+        return [self._source, self._taken, self._transcript, self._language, self.saved]
+
+    def voice_of(self, source, taken, transcript, language, saved) -> VoicePrompt | None:
+        """The chosen voice; None where the model shall make one up. PromptError where there is none."""
+        if source == NO_VOICE:
+            return None
+        if source == SAVED:
+            if not saved:
+                raise PromptError("no voice is saved yet: record or upload one first")
+            return self._shelf.load(saved)
+        if taken is None:
+            raise PromptError("there is no recording yet: upload one, record one, or use the example")
+        return self._engine.make_voice(Path(taken), transcript, language)
+
+    def about_voice(self, name: str | None) -> str:
+        """A saved voice in words."""
+        row = next((row for row in self._shelf.rows() if row.name == name), None)
+        if row is None:
+            return empty("No voice is saved yet. Choose “A recording”, and save it under a name.")
+        if row.fault:
+            return bad(f"This voice cannot be used: {row.fault}")
+        toy = ", made with toy weights" if row.is_toy else ""
+        said = f" “{html.escape(row.transcript)}”" if row.transcript else ""
+        return f'<p class="note">{row.seconds:.1f} s, {html.escape(row.language)}{toy}.{said}</p>'
+
+    def _build_recording(self) -> None:
+        self._audio = gr.Audio(
+            sources=["upload", "microphone"],
+            type="filepath",
+            label="3 to 15 seconds of one voice, without noise",
+            elem_id="recording",
+            buttons=[],
+        )
+        self._example = gr.Button("Use an example recording", size="sm")
+        self._note = gr.HTML(elem_id="recording-note")
+        self._transcript = gr.Textbox(
+            label="What is said in it",
+            lines=2,
+            placeholder="Word for word; the model reads it with the sound.",
+        )
+        self._language = gr.Dropdown(LANGUAGES, value="auto", label="Language of the recording")
+        with gr.Row():
+            self._name = gr.Textbox(label="Name", placeholder="anna", scale=2, min_width=120)
+            self._save = gr.Button("Save this voice", scale=1, min_width=120)
+        gr.HTML(f'<p class="note">{CONSENT}</p>')
+
+    def _build_saved(self, names: list[str]) -> None:
+        self.saved = gr.Dropdown(names, value=next(iter(names), None), label="Voice", elem_id="saved-voice")
+        self.about = gr.HTML()
+        with gr.Accordion("Add, rename or delete voices", open=False):
+            self._npz = gr.File(label="A voice file (.npz)", file_types=[".npz"], height=110, elem_id="npz")
+            self._new_name = gr.Textbox(label="New name of the chosen voice")
+            with gr.Row():
+                self._rename = gr.Button("Rename", size="sm")
+                self._delete = gr.Button("Delete the chosen voice", size="sm", variant="stop")
+
+    def _connect_recording(self) -> None:
+        taken = [self._taken, self._note, self._transcript, self._language]
+        typed = [self._name, self._taken, self._transcript, self._language]
+        connect(self._source.change, _shown_boxes, self._source, [self._recording_box, self._saved_box])
+        # hearing a recording takes a while: here Gradio shows that something is under way
+        self._audio.change(self._take, self._audio, taken, api_visibility="private", show_progress="minimal")
+        connect(self._example.click, _example, None, self._audio)
+        for event in (self._save.click, self._name.submit):
+            connect(event, self._save_voice, typed, [self._status, self.saved])
+
+    def _connect_saved(self) -> None:
+        status, saved = self._status, self.saved
+        connect(saved.change, self.about_voice, saved, self.about)
+        connect(self._npz.upload, self._add, self._npz, [status, saved, self._npz])
+        for event in (self._rename.click, self._new_name.submit):
+            connect(event, self._rename_voice, [saved, self._new_name], [status, saved, self._new_name])
+        self._delete.click(
+            self._delete_voice, saved, [status, saved], api_visibility="private", js=_ASK_TO_DELETE
+        )
+
+    @told
+    def _take(self, path):
+        """A recording that was sent: cut, looked at, and heard."""
+        if path is None:
+            return None, "", "", "auto"
+        settings = self._engine.settings
+        out = self._engine.work_dir / f"voice-{secrets.token_hex(8)}.wav"
+        taken = take_recording(Path(path), Path(path).name, out)
+        note = f"{taken.seconds:.1f} s. {taken.note}".strip() + ("." if taken.note else "")
+        said = _text_beside(Path(path))
+        if said:
+            return str(taken.path), plain(note), said, "auto"
+        heard = hear(taken.path, settings.asr, settings.checkpoints_dir)
+        if heard is None:
+            note += " Nobody here can listen (no Whisper, no pocketsphinx): write what is said."
+            return str(taken.path), plain(note), "", "auto"
+        note += f" Heard by {heard.source}: read it through, and mend it."
+        return str(taken.path), plain(note), heard.text, heard.language
+
+    @told
+    def _save_voice(self, name, taken, transcript, language):
+        if taken is None:
+            raise PromptError("there is no recording yet: upload one, or record one")
+        self._shelf.save(name, self._engine.make_voice(Path(taken), transcript, language))
+        said = good(f"Saved as {name.strip()}; it is among the saved voices now.")
+        return said, gr.update(choices=self._shelf.names(), value=name.strip())
+
+    @told
+    def _add(self, path):
+        if path is None:
+            return plain(""), gr.update(), None
+        name = Path(path).stem
+        self._shelf.take(Path(path), name)
+        return good(f"Added {name}."), gr.update(choices=self._shelf.names(), value=name), None
+
+    @told
+    def _rename_voice(self, name, new_name):
+        self._shelf.rename(name or "", new_name)
+        updated = gr.update(choices=self._shelf.names(), value=new_name.strip())
+        return good(f"{name} is called {new_name.strip()} now."), updated, ""
+
+    @told
+    def _delete_voice(self, name):
+        if name is None:  # asked, and not sure
+            return gr.skip(), gr.skip()
+        self._shelf.delete(name)
+        names = self._shelf.names()
+        return good(f"Deleted {name}."), gr.update(choices=names, value=next(iter(names), None))
+
+
+def _shown_boxes(source):
+    return gr.update(visible=source == RECORDING), gr.update(visible=source == SAVED)
+
+
+def _example() -> str:
+    return str(next(iter(sorted(SAMPLE.rglob("*.wav")))))
+
+
+def _text_beside(path: Path) -> str:
+    """The words of the shipped example, which nobody needs to hear out."""
+    for sample in SAMPLE.rglob(path.name):
+        text = sample.with_name(f"{sample.stem}.normalized.txt")
+        if text.is_file() and sample.read_bytes() == path.read_bytes():
+            return text.read_text(encoding="utf-8").strip()
+    return ""

@@ -13,6 +13,7 @@ import torch
 import vallex
 from finetune.checks import check_combinations
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
@@ -176,14 +177,12 @@ def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
         faults.append(
             f"it was trained on codes of {codec['name']}, the data has codes of {data.info.codec_name}"
         )
-    ids, languages, num_codebooks = set(), set(), config.num_quantizers
-    for cut in [*data.train, *data.valid]:
-        num_codebooks = min(num_codebooks, cut.codes.shape[1])
-        custom = cut.supervisions[0].custom
-        ids.update(custom["phoneme_ids"])
-        languages.update(custom["phoneme_languages"])
-    if ids and max(ids) >= config.num_text_tokens:
-        faults.append(f"it knows phoneme ids below {config.num_text_tokens}, the data has {max(ids)}")
+    tables = table_of(data.train), table_of(data.valid)
+    max_id = max(table.max_phoneme_id for table in tables)
+    languages = {language for table in tables for language in table.languages}
+    num_codebooks = min(table.min_num_codebooks for table in tables)
+    if max_id >= config.num_text_tokens:
+        faults.append(f"it knows phoneme ids below {config.num_text_tokens}, the data has {max_id}")
     if unknown := sorted(languages - set(config.languages)):
         faults.append(
             f"it speaks {', '.join(config.languages)}, the data has {', '.join(sorted(languages))}; teach it "

@@ -135,10 +135,17 @@ def prepare(
     language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
     min_clip_sec: Annotated[float, typer.Option(help="Shorter clips are left out (seconds).")] = 0.5,
     max_clip_sec: Annotated[float, typer.Option(help="Longer clips are left out (seconds).")] = 14.0,
+    split: Annotated[
+        str,
+        typer.Option(help="auto (parts named dev, valid or test, else a share), parts, speakers, share."),
+    ] = "auto",
+    valid_parts: Annotated[
+        str | None, typer.Option(metavar="PART,PART", help="The parts for validation, by name.")
+    ] = None,
     valid_share: Annotated[
-        float, typer.Option(help="Share for validation, where no part is named dev, valid or test.")
+        float, typer.Option(help="Share of the clips for validation; of whole speakers, at least.")
     ] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the choice of that share.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the choice of that share, or of the speakers.")] = 0,
     phonemizer: Phonemizer = None,
     unknown_words: UnknownWords = "keep",
     devices: Annotated[
@@ -177,6 +184,8 @@ def prepare(
         language=language,
         min_clip_sec=min_clip_sec,
         max_clip_sec=max_clip_sec,
+        split=split,
+        valid_parts=tuple(valid_parts.split(",")) if valid_parts else (),
         valid_share=valid_share,
         seed=seed,
     )

@@ -4,11 +4,11 @@ A plan costs only metadata, knows its length, and makes resuming exact: the rest
 its plan, because the plan depends on cuts, settings and epoch alone, and so does every draw of a prompt.
 """
 
+import itertools
 import math
 import random
 import warnings
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,15 +18,17 @@ from lhotse.dataset.sampling import DynamicBucketingSampler, DynamicCutSampler
 from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from finetune.data.cuts import CutTable, table_of
 from vallex.errors import ConfigError, DataError
 from vallex.model.batch import Batch
 from vallex.model.config import MAX_PROMPT_FRAMES
 from vallex.text import TextCollator
 
 MAX_CACHED_HOURS = 100.0  # of codes kept in memory, about 430 MB
-_SAMPLER_BUFFER_CUTS = 20_000
+_BUFFERED_BATCHES = 20  # of each bucket, for a sampler to choose from; every batch costs a walk over them
+_MIN_BUFFERED_CUTS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,109 +99,131 @@ def _pad_codes(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 class CodesDataset(Dataset):
-    """Batches of prepared cuts: item `cuts` (a CutSet) is their Batch.
+    """Batches of prepared cuts: item `rows` (row numbers of `table`) is their Batch.
 
     with_prompts: give each utterance an acoustic prompt for prefix mode 4: up to 3 s of the utterance
     before or after it of the same speaker, drawn anew each epoch. For a speaker with one clip it is the
     clip's first third, which its codes then lack; such a batch is for the NAR only.
     """
 
-    def __init__(self, cuts: CutSet, collator: TextCollator, *, with_prompts: bool = False, seed: int = 0):
-        self.cuts = list(cuts)
+    def __init__(
+        self, cuts: Iterable[MonoCut], collator: TextCollator, *, with_prompts: bool = False, seed: int = 0
+    ):
+        self.table = table_of(cuts)
         self.collator = collator
         self.seed = seed
         self.epoch = 0
-        self._neighbours = _neighbours_of(self.cuts) if with_prompts else None
-        self._is_cached = sum(cut.duration for cut in self.cuts) <= MAX_CACHED_HOURS * 3600
-        self._cache: dict[str, np.ndarray] = {}
+        self._neighbours = _neighbours_of(self.table) if with_prompts else None
+        self._is_cached = self.table.durations_sec.sum() <= MAX_CACHED_HOURS * 3600
+        self._cache: dict[int, np.ndarray] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Which epoch's prompts are drawn."""
         self.epoch = epoch
 
-    def __getitem__(self, cuts: CutSet) -> Batch:
-        return collate_utterances([self.utterance(cut) for cut in cuts], self.collator)
+    def __getitem__(self, rows: Sequence[int]) -> Batch:
+        return collate_utterances([self.utterance(row) for row in rows], self.collator)
 
-    def utterance(self, cut: MonoCut) -> Utterance:
+    def utterance(self, row: int) -> Utterance:
         """A cut as an utterance, with its codes and, where they are wanted, its prompt."""
-        codes = self._codes(cut)
+        codes = self._codes(row)
         prompt = None
         if self._neighbours is not None:
-            prompt, codes = self._prompt(cut, codes)
-        custom = cut.supervisions[0].custom
+            prompt, codes = self._prompt(row, codes)
+        phoneme_ids, languages = self.table.phonemes(row)
         return Utterance(
-            id=cut.id,
-            phoneme_ids=custom["phoneme_ids"],
-            languages=custom["phoneme_languages"],
+            id=self.table.ids[row],
+            phoneme_ids=phoneme_ids,
+            languages=languages,
             codes=codes,
             prompt_codes=prompt,
         )
 
-    def _codes(self, cut: MonoCut) -> Tensor:
-        key = cut.codes.array.storage_key
-        codes = self._cache.get(key)
+    def _codes(self, row: int) -> Tensor:
+        codes = self._cache.get(row)
         if codes is None:
+            path = self.table.codes_path(row)
             try:
-                codes = cut.load_codes()
+                codes = np.load(path, allow_pickle=False)
             except (OSError, ValueError, EOFError) as cause:
                 raise DataError(
-                    f"{cut.codes.array.storage_path}/{key}: the codes of {cut.id} cannot be read; "
-                    "make them again with vallex prepare"
+                    f"{path}: the codes of {self.table.ids[row]} cannot be read; make them again with "
+                    "vallex prepare"
                 ) from cause
-            if self._is_cached:
-                self._cache[key] = codes
+            # a worker lives for an epoch, in which no clip comes twice
+            if self._is_cached and get_worker_info() is None:
+                self._cache[row] = codes
         return torch.from_numpy(codes.astype(np.int64))
 
-    def _prompt(self, cut: MonoCut, codes: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _prompt(self, row: int, codes: Tensor) -> tuple[Tensor | None, Tensor]:
         """A prompt (None where there is none) and what remains to be predicted."""
-        # the recording's id: a sampler renames the cuts that it gives to two ranks
-        neighbours = self._neighbours[cut.recording_id]
+        neighbours = [int(other) for other in self._neighbours[row] if other >= 0]
         if not neighbours:
             num_frames = min(MAX_PROMPT_FRAMES, len(codes) // 3)
             return (codes[:num_frames] if num_frames else None), codes[num_frames:]
-        draw = random.Random(f"{self.seed}/{self.epoch}/{cut.recording_id}")
+        draw = random.Random(f"{self.seed}/{self.epoch}/{self.table.ids[row]}")
         prompt = self._codes(draw.choice(neighbours))
         start = draw.randint(0, max(0, len(prompt) - MAX_PROMPT_FRAMES))
         return prompt[start : start + MAX_PROMPT_FRAMES], codes
 
 
-def _neighbours_of(cuts: Iterable[MonoCut]) -> dict[str, list[MonoCut]]:
-    """The cuts just before and after each one, among its speaker's in the order of their ids."""
-    by_speaker = defaultdict(list)
-    for cut in sorted(cuts, key=lambda cut: cut.id):
-        by_speaker[cut.supervisions[0].speaker].append(cut)
-    return {
-        cut.recording_id: own[max(0, place - 1) : place] + own[place + 1 : place + 2]
-        for own in by_speaker.values()
-        for place, cut in enumerate(own)
-    }
+def _neighbours_of(table: CutTable) -> np.ndarray:
+    """[N, 2] int32: the rows before and after each one among its speaker's, by their ids; -1 for none."""
+    order = sorted(range(len(table)), key=lambda row: (table.speakers[row], table.ids[row]))
+    neighbours = np.full((len(table), 2), -1, dtype=np.int32)
+    for before, after in itertools.pairwise(order):
+        if table.speakers[before] == table.speakers[after]:
+            neighbours[before, 1], neighbours[after, 0] = after, before
+    return neighbours
 
 
-def plan_epoch(cuts: Iterable[MonoCut], settings: BatchSettings, epoch: int) -> list[CutSet]:
-    """This rank's batches of an epoch, in order: over all ranks every cut once, no cut left out.
+class _Row:
+    """All that lhotse's samplers read of a cut and set on it: a cut in full is thirty times larger."""
 
-    Where the last round has too few cuts for all ranks, lhotse gives one to several, marked in its id.
+    __slots__ = ("dataloading_info", "duration", "id", "row")
+
+    def __init__(self, row: int, duration_sec: float, name: str):
+        self.row, self.duration, self.id = row, duration_sec, name
+
+    def with_id(self, name: str) -> "_Row":
+        """lhotse renames what it gives to two ranks."""
+        return _Row(self.row, self.duration, name)
+
+
+def _rows(table: CutTable, order: Iterable[int]) -> Iterator[_Row]:
+    for row in order:
+        yield _Row(row, float(table.durations_sec[row]), table.ids[row])
+
+
+def plan_epoch(cuts: Iterable[MonoCut], settings: BatchSettings, epoch: int) -> list[tuple[int, ...]]:
+    """This rank's batches of an epoch, in order, as rows of the table: over all ranks every cut once.
+
+    Where the last round has too few cuts for all ranks, lhotse gives one to several.
     """
-    cuts = sorted(cuts, key=lambda cut: cut.id)
-    # lhotse shuffles within its buffer only
-    random.Random(f"{settings.seed}/{epoch}").shuffle(cuts)
+    table = table_of(cuts)
+    order = sorted(range(len(table)), key=table.ids.__getitem__)
+    random.Random(f"{settings.seed}/{epoch}").shuffle(order)
     common = {
         "max_duration": settings.max_duration_sec,
-        "shuffle": True,
+        "shuffle": False,  # it would only shuffle again, within its buffer
         "drop_last": False,
         "seed": settings.seed,
         "rank": settings.rank,
         "world_size": settings.world_size,
     }
-    num_buckets = min(settings.num_buckets, len(cuts))
-    duration_bins = estimate_duration_buckets(cuts, num_buckets) if num_buckets > 1 else []
-    # cuts as a list, because lhotse warns of a CutSet in memory
-    if duration_bins:
+    num_buckets = min(settings.num_buckets, len(table))
+    bins = estimate_duration_buckets(_rows(table, order), num_buckets) if num_buckets > 1 else []
+    if bins:
+        mean_sec = float(table.durations_sec.mean())
+        buffer_size = round(_BUFFERED_BATCHES * num_buckets * settings.max_duration_sec / mean_sec)
         sampler = DynamicBucketingSampler(
-            cuts, duration_bins=duration_bins, buffer_size=_SAMPLER_BUFFER_CUTS, **common
+            _rows(table, order),
+            duration_bins=bins,
+            buffer_size=max(buffer_size, _MIN_BUFFERED_CUTS),
+            **common,
         )
     else:
-        sampler = DynamicCutSampler(cuts, **common)
+        sampler = DynamicCutSampler(_rows(table, order), **common)
     sampler.set_epoch(epoch)
     return _planned(sampler)
 
@@ -218,37 +242,43 @@ def count_batches(
     return min(num_batches, at_most)
 
 
-def plan_validation(cuts: Iterable[MonoCut], settings: BatchSettings) -> list[CutSet]:
+def plan_validation(cuts: Iterable[MonoCut], settings: BatchSettings) -> list[tuple[int, ...]]:
     """This rank's batches of a validation, the longest cuts first: over all ranks every cut exactly once.
 
     Ranks may have unequally many batches, or none.
     """
-    cuts = sorted(cuts, key=lambda cut: (-cut.duration, cut.id))
+    table = table_of(cuts)
+    order = sorted(range(len(table)), key=lambda row: (-table.durations_sec[row], table.ids[row]))
     sampler = DynamicCutSampler(
-        cuts, max_duration=settings.max_duration_sec, shuffle=False, drop_last=False, rank=0, world_size=1
+        _rows(table, order),
+        max_duration=settings.max_duration_sec,
+        shuffle=False,
+        drop_last=False,
+        rank=0,
+        world_size=1,
     )
     return _planned(sampler)[settings.rank :: settings.world_size]
 
 
-def _planned(sampler: Iterable[CutSet]) -> list[CutSet]:
+def _planned(sampler: Iterable[CutSet]) -> list[tuple[int, ...]]:
     with warnings.catch_warnings():
         # a cut longer than a batch may be is a batch of its own
         warnings.filterwarnings("ignore", message="We have exceeded the max_duration")
-        return list(sampler)
+        return [tuple(cut.row for cut in cuts) for cuts in sampler]
 
 
 def train_batches(dataset: CodesDataset, settings: BatchSettings, *, epoch: int, skip: int = 0) -> DataLoader:
     """The batches of an epoch from number `skip` on; `len` of it is how many they are."""
     dataset.set_epoch(epoch)
-    return _loader(dataset, plan_epoch(dataset.cuts, settings, epoch)[skip:], settings)
+    return _loader(dataset, plan_epoch(dataset.table, settings, epoch)[skip:], settings)
 
 
 def valid_batches(dataset: CodesDataset, settings: BatchSettings) -> DataLoader:
     """The batches of a validation: always the same, every cut exactly once over all ranks."""
-    return _loader(dataset, plan_validation(dataset.cuts, settings), settings)
+    return _loader(dataset, plan_validation(dataset.table, settings), settings)
 
 
-def _loader(dataset: CodesDataset, plan: list[CutSet], settings: BatchSettings) -> DataLoader:
+def _loader(dataset: CodesDataset, plan: list[tuple[int, ...]], settings: BatchSettings) -> DataLoader:
     # its own generator: a loader draws a seed, which must not move the random state of a run
     generator = torch.Generator().manual_seed(settings.seed)
     return DataLoader(

@@ -37,7 +37,11 @@ def statistics(diagnosis: Diagnosis) -> dict:
     speakers: dict[str, list[float]] = defaultdict(list)
     for report in usable:
         speakers[report.clip.speaker].append(report.sound.seconds)
-    lengths = summarize_split([r.sound.seconds for r in usable], [r.clip.speaker for r in usable])
+    lengths = summarize_split(
+        [report.sound.seconds for report in usable],
+        [report.clip.speaker for report in usable],
+        sum(report.text.num_phonemes for report in usable),
+    )
     speech_sec = sum(report.sound.speech_sec for report in usable)
     words = Counter(word for report in usable for word in report.text.unknown_words)
     heard = [report.error_rate for report in usable if report.error_rate is not None]
@@ -45,7 +49,7 @@ def statistics(diagnosis: Diagnosis) -> dict:
         "lengths": asdict(lengths) | {"percentiles": list(PERCENTILES)},
         "speech_share": speech_sec / (lengths.hours * 3600),
         "silence_share": 1 - speech_sec / (lengths.hours * 3600),
-        "num_phonemes": sum(report.text.num_phonemes for report in usable),
+        "num_phonemes": lengths.num_phonemes,
         "num_unknown_words": sum(words.values()),
         "unknown_words": dict(words.most_common()),
         "languages": dict(Counter("+".join(report.text.languages) for report in usable).most_common()),

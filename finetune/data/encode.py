@@ -21,10 +21,10 @@ import soundfile
 import torch
 from lhotse import Recording
 from lhotse.array import seconds_to_frames
-from lhotse.audio import AudioSource
 
+from finetune.data.cuts import FRAME_SHIFT_SEC, make_recording
 from finetune.data.libritts import Clip
-from finetune.data.prepared import FORMAT_VERSION, FRAME_SHIFT_SEC
+from finetune.data.prepared import FORMAT_VERSION
 from vallex.codec import load_codec
 from vallex.codec.audio import load_audio
 from vallex.codec.encodec import EncodecCodec
@@ -67,14 +67,8 @@ def header_of(clip: Clip) -> Recording:
     except (soundfile.SoundFileError, OSError) as cause:
         load_audio(clip.path)  # says what is wrong
         raise AudioError(f"{clip.path}: its header cannot be read ({cause})") from cause
-    source = AudioSource(type="file", channels=list(range(header.channels)), source=str(clip.path))
-    return Recording(
-        id=clip.id,
-        sources=[source],
-        sampling_rate=header.samplerate,
-        num_samples=header.frames,
-        duration=header.frames / header.samplerate,
-    )
+    duration_sec = header.frames / header.samplerate
+    return make_recording(clip.id, clip.path, header.samplerate, header.frames, header.channels, duration_sec)
 
 
 def encode_clip(

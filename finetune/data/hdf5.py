@@ -7,7 +7,6 @@ file says which: the reading that is nearer to the phonemes of the texts is take
 
 import difflib
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -15,38 +14,18 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from lhotse import MonoCut, Recording, SupervisionSegment
-from lhotse.audio import AudioSource
+from lhotse import MonoCut
 
+from finetune.data.assemble import SetWriter
+from finetune.data.cuts import FRAME_SHIFT_SEC, codes_manifest, make_cut, make_recording
 from finetune.data.libritts import Skipped
-from finetune.data.prepare import (
-    PreparedItem,
-    PrepareSettings,
-    fingerprint_of,
-    output_folder,
-    reasons_of,
-    split_items,
-    summary_of,
-    too_few,
-    write_skipped,
-)
-from finetune.data.prepared import (
-    CODES_FOLDER,
-    FORMAT_VERSION,
-    FRAME_SHIFT_SEC,
-    MANIFESTS,
-    SKIPPED_FILE,
-    PreparedInfo,
-    codes_manifest,
-    load_prepared,
-    write_cuts,
-    write_info,
-)
+from finetune.data.prepared import CODES_FOLDER, FORMAT_VERSION, load_prepared
 from finetune.data.sources import IMPORT_PART
+from finetune.data.splits import PrepareSettings
 from finetune.data.summary import PrepareSummary
 from vallex.codec.encodec import NAME as CODEC_NAME
 from vallex.errors import ConfigError, DataError, TextError
-from vallex.files import atomic_write, sha256_of
+from vallex.files import atomic_write
 from vallex.text import PhonemeTokenizer
 from vallex.text.symbols import SPACE_SYMBOL, UNKNOWN_ID, released_vocabulary
 
@@ -70,12 +49,15 @@ class _Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Origin:
-    """What vallex notes in the files that it writes, and others do not have."""
+class _Codec:
+    """Whose codes a file holds: vallex notes it in the files that it writes, others do not."""
 
     is_toy: bool = False
-    codec_name: str = CODEC_NAME
-    codec_fingerprint: str = UNVERIFIED_CODEC
+    name: str = CODEC_NAME
+    fingerprint: str = UNVERIFIED_CODEC
+
+
+_NOTES = {"is_toy": "vallex_is_toy", "name": "vallex_codec_name", "fingerprint": "vallex_codec_fingerprint"}
 
 
 def find_hdf5(src: Path) -> dict[str, Path]:
@@ -100,54 +82,22 @@ def import_hdf5(
     files = find_hdf5(src)
     if not files:
         raise DataError(f"{src}: holds no {HDF5_NAME}; give it, or a folder with it and {LINES_NAME}")
-    items, cuts, skipped, origins = [], {}, [], set()
-    out = output_folder(out)
-    for part, path in files.items():
-        origins.add(_read_origin(path))
-        for entry in _read_part(path, part, out / CODES_FOLDER, speaker, settings, tokenizer):
-            if isinstance(entry, Skipped):
-                skipped.append(entry)
-            elif entry[0].id in cuts:
-                skipped.append(Skipped(path=path, reason="same name", detail=entry[0].id))
-            else:
-                items.append(entry[0])
-                cuts[entry[0].id] = entry[1]
-    if len(origins) > 1:
+    codecs = {_read_codec(path) for path in files.values()}
+    if len(codecs) > 1:
         raise DataError(f"{src}: its parts were made by several codecs; import them one by one")
-    if len(items) < 2:
-        raise DataError(too_few(src, items, skipped))
-    splits, how = split_items(items, settings)
-    for name, split in splits.items():
-        write_cuts(out / MANIFESTS[name], (cuts[item.id] for item in sorted(split, key=lambda item: item.id)))
-    write_skipped(out / SKIPPED_FILE, skipped, src if src.is_dir() else src.parent)
-    origin = origins.pop()
-    info = PreparedInfo(
-        format_version=FORMAT_VERSION,
-        fingerprint=fingerprint_of(splits),
-        codec_name=origin.codec_name,
-        codec_fingerprint=origin.codec_fingerprint,
-        is_toy=origin.is_toy,
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        bos=False,
-        eos=False,
-        settings=asdict(settings) | {"unknown_words": tokenizer.unknown_words, "imported_from": HDF5_NAME},
-        split=how,
-        num_train=len(splits["train"]),
-        num_valid=len(splits["valid"]),
-        num_skipped=len(skipped),
-        manifests={name: sha256_of(out / name) for name in MANIFESTS.values()},
-    )
-    write_info(out, info)
-    return PrepareSummary(
-        train=summary_of(splits["train"]),
-        valid=summary_of(splits["valid"]),
-        split=how,
-        skipped=reasons_of(skipped),
-        num_encoded=sum(not item.is_reused for item in items),
-        num_reused=sum(item.is_reused for item in items),
-        is_toy=origin.is_toy,
-        fingerprint=info.fingerprint,
-    )
+    taken: set[str] = set()
+    with SetWriter(src, out) as writer:
+        for part, path in files.items():
+            for found in _read_part(path, writer.out / CODES_FOLDER, speaker, settings, tokenizer):
+                if isinstance(found, Skipped):
+                    writer.skipped.append(found)
+                elif (name := found[0].id) in taken:
+                    writer.skipped.append(Skipped(path=path, reason="same name", detail=name))
+                else:
+                    taken.add(name)
+                    cut, codes, is_new = found
+                    writer.add(cut, part, codes, is_new)
+        return writer.finish(settings, codecs.pop(), tokenizer, imported_from=HDF5_NAME)
 
 
 def export_hdf5(prepared: Path, out: Path) -> dict[str, int]:
@@ -162,12 +112,12 @@ def export_hdf5(prepared: Path, out: Path) -> dict[str, int]:
     for part, cuts in (("train", data.train), ("valid", data.valid)):
         lines = []
         with atomic_write(out / part / HDF5_NAME) as temporary, h5py.File(temporary, "w") as file:
-            origin = _Origin(
+            codec = _Codec(
                 is_toy=data.info.is_toy,
-                codec_name=data.info.codec_name,
-                codec_fingerprint=data.info.codec_fingerprint,
+                name=data.info.codec_name,
+                fingerprint=data.info.codec_fingerprint,
             )
-            file.attrs.update({f"vallex_{name}": value for name, value in asdict(origin).items()})
+            file.attrs.update({_NOTES[name]: value for name, value in asdict(codec).items()})
             for cut in cuts:
                 supervision = cut.supervisions[0]
                 group = file.create_group(cut.id)
@@ -183,17 +133,13 @@ def export_hdf5(prepared: Path, out: Path) -> dict[str, int]:
     return counts
 
 
-def _read_origin(path: Path) -> _Origin:
+def _read_codec(path: Path) -> _Codec:
     with _open(path) as file:
-        noted = {
-            name: file.attrs.get(f"vallex_{name}") for name in ("is_toy", "codec_name", "codec_fingerprint")
-        }
+        noted = {name: file.attrs.get(key) for name, key in _NOTES.items()}
     if any(value is None for value in noted.values()):
-        return _Origin()
-    return _Origin(
-        is_toy=bool(noted["is_toy"]),
-        codec_name=str(noted["codec_name"]),
-        codec_fingerprint=str(noted["codec_fingerprint"]),
+        return _Codec()
+    return _Codec(
+        is_toy=bool(noted["is_toy"]), name=str(noted["name"]), fingerprint=str(noted["fingerprint"])
     )
 
 
@@ -228,13 +174,12 @@ def _read_lines(path: Path) -> list[_Line]:
 
 def _read_part(
     path: Path,
-    part: str,
     folder: Path,
     speaker: str | None,
     settings: PrepareSettings,
     tokenizer: PhonemeTokenizer,
-) -> Iterator[tuple[PreparedItem, MonoCut] | Skipped]:
-    """Each utterance of a file, with its codes written to `folder`, or why it cannot be used."""
+) -> Iterator[tuple[MonoCut, np.ndarray, bool] | Skipped]:
+    """The cut of each utterance, its codes, written to `folder`, and whether they are new; or why not."""
     lines = _read_lines(path)
     with _open(path) as file:
         are_places = _holds_places(file, lines, tokenizer)
@@ -253,21 +198,14 @@ def _read_part(
                 reason = "too short" if seconds < settings.min_clip_sec else "too long"
                 yield Skipped(path=path, reason=reason, detail=f"{line.name}: {seconds:.2f} s")
                 continue
-            file_name, is_reused = _write_codes(folder, codes)
-            cut = _cut_of(
-                line, str(name), codes, ids, languages, codes_manifest(folder, file_name, codes.shape)
+            file_name, is_new = _write_codes(folder, codes)
+            # a name only: its sound is not there
+            num_samples = round(seconds * _SAMPLE_RATE_HZ)
+            recording = make_recording(
+                line.name, f"{line.name}.wav", _SAMPLE_RATE_HZ, num_samples, 1, seconds
             )
-            row = [line.name, hashlib.sha256(codes.tobytes()).hexdigest(), ids, languages]
-            item = PreparedItem(
-                id=line.name,
-                part=part,
-                speaker=str(name),
-                duration_sec=seconds,
-                is_reused=is_reused,
-                offset=0,
-                row=hashlib.sha256(json.dumps(row).encode()).hexdigest(),
-            )
-            yield item, cut
+            manifest = codes_manifest(folder, file_name, codes.shape)
+            yield make_cut(recording, str(name), line.text, (ids, languages), manifest), codes, is_new
 
 
 class _Unusable(Exception):
@@ -348,42 +286,10 @@ def _array(file: h5py.File, name: str, key: str) -> np.ndarray | None:
 
 
 def _write_codes(folder: Path, codes: np.ndarray) -> tuple[str, bool]:
-    """The name of a file with these codes, and whether it was there."""
+    """The name of a file with these codes, and whether it is new."""
     name = hashlib.sha256(f"{FORMAT_VERSION} codes ".encode() + codes.tobytes()).hexdigest()[:40] + ".npy"
     if (folder / name).is_file():
-        return name, True
+        return name, False
     with atomic_write(folder / name) as temporary, temporary.open("wb") as out:
         np.save(out, codes, allow_pickle=False)
-    return name, False
-
-
-def _cut_of(line: _Line, speaker: str, codes: np.ndarray, ids, languages, manifest) -> MonoCut:
-    """A cut whose recording is a name only: its sound is not there."""
-    seconds = len(codes) * FRAME_SHIFT_SEC
-    recording = Recording(
-        id=line.name,
-        sources=[AudioSource(type="file", channels=[0], source=f"{line.name}.wav")],
-        sampling_rate=_SAMPLE_RATE_HZ,
-        num_samples=round(seconds * _SAMPLE_RATE_HZ),
-        duration=seconds,
-    )
-    supervision = SupervisionSegment(
-        id=line.name,
-        recording_id=line.name,
-        start=0.0,
-        duration=seconds,
-        channel=0,
-        text=line.text,
-        language="+".join(dict.fromkeys(languages)),
-        speaker=speaker,
-        custom={"phoneme_ids": ids, "phoneme_languages": languages},
-    )
-    return MonoCut(
-        id=line.name,
-        start=0.0,
-        duration=seconds,
-        channel=0,
-        supervisions=[supervision],
-        recording=recording,
-        custom={"codes": manifest},
-    )
+    return name, True

@@ -6,13 +6,15 @@ them here points them to the folder that they are in now, so that a prepared fol
 
 import gzip
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from lhotse import CutSet, MonoCut
-from lhotse.array import Array, TemporalArray
+from lhotse.serialization import decode_json_line
 
+from finetune.data.cuts import CutTable, table_of
 from vallex.errors import DataError
 from vallex.files import atomic_write, sha256_of
 
@@ -21,7 +23,6 @@ INFO_FILE = "prepared.json"
 SKIPPED_FILE = "skipped.csv"
 CODES_FOLDER = "codes"
 MANIFESTS = {"train": "cuts_train.jsonl.gz", "valid": "cuts_valid.jsonl.gz"}
-FRAME_SHIFT_SEC = 1 / 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +47,15 @@ class PreparedInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSet:
-    """A prepared folder: every cut has `codes` [T, 8] uint16 and one supervision with its phonemes."""
+    """A prepared folder: every cut has `codes` [T, 8] uint16 and one supervision with its phonemes.
+
+    The cuts are made when they are asked for, from a CutTable (`finetune.data.cuts.table_of`).
+    """
 
     path: Path
     train: CutSet
     valid: CutSet
     info: PreparedInfo
-
-
-def codes_manifest(folder: Path, name: str, shape: tuple[int, ...]) -> TemporalArray:
-    """What lhotse needs to find `folder/name`, an array of codes [T, 8]."""
-    array = Array(storage_type="numpy_files", storage_path=str(folder), storage_key=name, shape=list(shape))
-    return TemporalArray(array=array, temporal_dim=0, frame_shift=FRAME_SHIFT_SEC, start=0.0)
-
-
-def write_cuts(path: Path, cuts: Iterable[MonoCut]) -> None:
-    """Writes a manifest that lhotse reads; the same cuts give the same bytes (gzip records no time)."""
-    write_manifest(path, (cut_line(cut) for cut in cuts))
 
 
 def cut_line(cut: MonoCut) -> str:
@@ -71,7 +64,10 @@ def cut_line(cut: MonoCut) -> str:
 
 
 def write_manifest(path: Path, lines: Iterable[str]) -> None:
-    """Writes a manifest of lines that `cut_line` made."""
+    """Writes a manifest that lhotse reads, of lines that `cut_line` made.
+
+    The same lines give the same bytes: gzip records no time.
+    """
     with (
         atomic_write(path) as temporary,
         temporary.open("wb") as raw,
@@ -100,7 +96,7 @@ def load_prepared(path: Path | str, *, tokenizer_fingerprint: str | None = None)
             f"{tokenizer_fingerprint[:12]}; make it again: vallex prepare DATA {path}"
         )
     train, valid = (_read_cuts(path, name, info.manifests.get(name)) for name in MANIFESTS.values())
-    _check_codes(path, [*train, *valid])
+    _check_codes(path, [name for cuts in (train, valid) for name in table_of(cuts).codes_names])
     return PreparedSet(path=path, train=train, valid=valid, info=info)
 
 
@@ -137,19 +133,16 @@ def _read_cuts(path: Path, name: str, sha256: str | None) -> CutSet:
             f"{manifest}: was not finished, or was changed ({INFO_FILE} describes another file); "
             f"make the set again: vallex prepare DATA {path}"
         )
-    cuts = list(CutSet.from_file(manifest))
-    folder = (path / CODES_FOLDER).resolve()
-    for cut in cuts:
-        cut.codes = codes_manifest(folder, cut.codes.array.storage_key, cut.codes.shape)
-    return CutSet.from_cuts(cuts)
+    with gzip.open(manifest, "rb") as lines:
+        return CutSet(CutTable(map(decode_json_line, lines), (path / CODES_FOLDER).resolve()))
 
 
-def _check_codes(path: Path, cuts: list[MonoCut]) -> None:
+def _check_codes(path: Path, names: list[str]) -> None:
     folder = path / CODES_FOLDER
-    there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    missing = sorted({cut.codes.array.storage_key for cut in cuts} - there)
+    there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+    missing = sorted(set(names) - there)
     if missing:
         raise DataError(
-            f"{folder}: {len(missing)} of {len(cuts)} files of codes are missing, the first is {missing[0]}; "
-            f"make them again: vallex prepare DATA {path}"
+            f"{folder}: {len(missing)} of {len(names)} files of codes are missing, "
+            f"the first is {missing[0]}; make them again: vallex prepare DATA {path}"
         )

@@ -18,6 +18,7 @@ class SplitSummary:
 
     num_cuts: int
     num_speakers: int
+    num_phonemes: int
     hours: float
     mean_sec: float
     std_sec: float
@@ -40,12 +41,15 @@ class PrepareSummary:
     fingerprint: str
 
 
-def summarize_split(durations_sec: Sequence[float], speakers: Sequence[str]) -> SplitSummary:
+def summarize_split(
+    durations_sec: Sequence[float], speakers: Sequence[str], num_phonemes: int
+) -> SplitSummary:
     """The summary of a split that has at least one cut."""
     seconds = np.asarray(durations_sec, dtype=np.float64)
     return SplitSummary(
         num_cuts=len(seconds),
         num_speakers=len(set(speakers)),
+        num_phonemes=num_phonemes,
         hours=float(seconds.sum() / 3600),
         mean_sec=float(seconds.mean()),
         std_sec=float(seconds.std()),
@@ -64,7 +68,9 @@ def summary_view(summary: PrepareSummary) -> Group:
         table.add_column(name, justify="right")
     table.add_row("cuts", *(str(split.num_cuts) for split in splits))
     table.add_row("speakers", *(str(split.num_speakers) for split in splits))
+    table.add_row("phonemes", *(str(split.num_phonemes) for split in splits))
     table.add_row("hours", *(f"{split.hours:.3f}" for split in splits))
+    table.add_row("a speaker (s)", *(f"{3600 * split.hours / split.num_speakers:.1f}" for split in splits))
     for label, name in (("mean", "mean_sec"), ("std", "std_sec"), ("min", "min_sec")):
         table.add_row(f"{label} (s)", *(f"{getattr(split, name):.2f}" for split in splits))
     for position, percentile in enumerate(PERCENTILES):

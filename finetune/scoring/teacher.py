@@ -60,11 +60,11 @@ def spoken_of(cuts) -> list[Spoken]:
     dataset = CodesDataset(cuts, TextCollator())
     return [
         Spoken(
-            utterance=dataset.utterance(cut),
-            speaker=str(cut.supervisions[0].speaker),
-            language=str(cut.supervisions[0].language or "+".join(_languages_of(cut))),
+            utterance=(utterance := dataset.utterance(row)),
+            speaker=dataset.table.speakers[row],
+            language="+".join(dict.fromkeys(utterance.languages)),
         )
-        for cut in sorted(dataset.cuts, key=lambda cut: cut.id)
+        for row in sorted(range(len(dataset.table)), key=dataset.table.ids.__getitem__)
     ]
 
 
@@ -153,10 +153,6 @@ def teacher_record(scores: dict[str, TeacherScores], base: str) -> dict:
             if name != base
         },
     }
-
-
-def _languages_of(cut) -> list[str]:
-    return list(dict.fromkeys(cut.supervisions[0].custom["phoneme_languages"]))
 
 
 def _batches(order: Sequence[int], spoken: Sequence[Spoken]) -> list[list[int]]:

@@ -10,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut
 
 from finetune.config import FinetuneConfig, StageConfig
+from finetune.data.cuts import codes_manifest, make_cut, make_recording
 from finetune.data.dataset import Utterance, collate_utterances
 from finetune.data.prepared import (
     CODES_FOLDER,
     FORMAT_VERSION,
     MANIFESTS,
     PreparedInfo,
-    codes_manifest,
-    write_cuts,
+    cut_line,
     write_info,
+    write_manifest,
 )
 from finetune.results import read_result
 from finetune.run import RunSpec
@@ -57,7 +58,8 @@ def write_prepared(folder: Path, splits: dict[str, list[Utterance]], **changes) 
     (folder / CODES_FOLDER).mkdir(parents=True)
     digest = hashlib.sha256()
     for split, utterances in splits.items():
-        write_cuts(folder / MANIFESTS[split], [_cut(folder / CODES_FOLDER, one) for one in utterances])
+        cuts = (_cut(folder / CODES_FOLDER, one) for one in utterances)
+        write_manifest(folder / MANIFESTS[split], map(cut_line, cuts))
         for one in utterances:
             digest.update(repr((split, one.id, one.phoneme_ids, one.codes.tolist())).encode())
     info = {
@@ -84,30 +86,10 @@ def _cut(folder: Path, utterance: Utterance) -> MonoCut:
     name = f"{utterance.id}.npy"
     np.save(folder / name, utterance.codes.numpy().astype(np.uint16))
     seconds = len(utterance.codes) / FRAME_RATE_HZ
-    recording = Recording(
-        id=utterance.id,
-        sources=[AudioSource(type="file", channels=[0], source=f"{utterance.id}.wav")],
-        sampling_rate=24000,
-        num_samples=round(seconds * 24000),
-        duration=seconds,
-    )
-    supervision = SupervisionSegment(
-        id=utterance.id,
-        recording_id=utterance.id,
-        start=0.0,
-        duration=seconds,
-        speaker=utterance.id.partition("_")[0],
-        custom={"phoneme_ids": list(utterance.phoneme_ids), "phoneme_languages": list(utterance.languages)},
-    )
-    return MonoCut(
-        id=utterance.id,
-        start=0.0,
-        duration=seconds,
-        channel=0,
-        supervisions=[supervision],
-        recording=recording,
-        custom={"codes": codes_manifest(folder, name, tuple(utterance.codes.shape))},
-    )
+    recording = make_recording(utterance.id, f"{utterance.id}.wav", 24000, round(seconds * 24000), 1, seconds)
+    phonemes = list(utterance.phoneme_ids), list(utterance.languages)
+    codes = codes_manifest(folder, name, utterance.codes.shape)
+    return make_cut(recording, utterance.id.partition("_")[0], None, phonemes, codes)
 
 
 def draw_utterances(name: str, num_frames: list[int], seed: int = 0, language: str = "en") -> list[Utterance]:

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from finetune.data.prepared import load_prepared, write_cuts
+from finetune.data.prepared import cut_line, load_prepared, write_manifest
 from vallex.errors import DataError
 
 
@@ -92,10 +92,12 @@ def test_load_prepared_when_codes_are_missing_then_counts_them(broken):
         load_prepared(broken)
 
 
-def test_write_cuts_when_written_at_another_time_then_the_same_bytes(prepared_folder, tmp_path, monkeypatch):
+def test_write_manifest_when_written_at_another_time_then_the_same_bytes(
+    prepared_folder, tmp_path, monkeypatch
+):
     cuts = load_prepared(prepared_folder).train
     for now in (1.0, 1e9):
         monkeypatch.setattr("gzip.time.time", lambda now=now: now)
-        write_cuts(tmp_path / f"at_{now:g}.jsonl.gz", cuts)
+        write_manifest(tmp_path / f"at_{now:g}.jsonl.gz", map(cut_line, cuts))
     first, second = (path.read_bytes() for path in tmp_path.iterdir())
     assert first == second

@@ -6,6 +6,7 @@ Nothing heavy is imported before one runs.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -165,9 +166,7 @@ def prepare(
     Example: vallex prepare recordings/ prepared/
     """
     from rich.console import Console
-    from rich.progress import Progress
 
-    from finetune.data.encode import WorkerSettings
     from finetune.data.libritts import find_clips
     from finetune.data.prepare import PrepareSettings, encode_shard, parse_shard
     from finetune.data.prepare import prepare as prepare_set
@@ -190,33 +189,15 @@ def prepare(
         seed=seed,
     )
     num_clips = len(find_clips(data)[0])  # a wrong folder is told before weights are asked for
-    names = tuple((devices or default_device()).split(","))
-    num_workers = min(os.cpu_count() or 1, num_clips // CLIPS_PER_WORKER) if workers is None else workers
-    if workers is None:
-        num_workers = max(num_workers, 1)
-    worker_settings = WorkerSettings(devices=names, num_workers=num_workers, toy=offline_toy)
-    is_alone = len(names) == 1 and num_workers == 1
-    codec = load_codec(toy=offline_toy, device=names[0] if is_alone else "cpu")
+    who = choose_workers(devices, workers, num_clips, offline_toy)
+    codec = load_codec(toy=offline_toy)
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("encoding", total=None)
-
-        def show(done: int, total: int) -> None:
-            progress.update(task, completed=done, total=total)
-
+    with bars(console) as progress:
+        show = partial(progress, "looking" if merge else "encoding")
         if shard is None:
-            summary = prepare_set(
-                data,
-                out,
-                settings,
-                codec,
-                tokenizer,
-                progress=show,
-                workers=None if is_alone or merge else worker_settings,
-                is_merge=merge,
-            )
+            summary = prepare_set(data, out, settings, codec, tokenizer, show, who, is_merge=merge)
         else:
-            num_encoded, num_all = encode_shard(data, out, settings, worker_settings, shard, show)
+            num_encoded, num_all = encode_shard(data, out, settings, codec, tokenizer, shard, show, who)
     if shard is None:
         console.print(summary_view(summary))
     else:
@@ -227,8 +208,18 @@ def prepare(
         )
 
 
-def default_device() -> str:
-    """The first GPU where there is one, else the CPU."""
+def choose_workers(devices: str | None, num_workers: int | None, num_clips: int, toy: bool):
+    """WorkerSettings, or None where this process on the CPU is enough.
+
+    devices: names with commas between; None for the first GPU where there is one, else the CPU
+    num_workers: on each device; None for one for CLIPS_PER_WORKER clips, at most one a core over all
+    """
     import torch
 
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    from finetune.data.encode import WorkerSettings
+
+    names = tuple((devices or ("cuda:0" if torch.cuda.is_available() else "cpu")).split(","))
+    if num_workers is None:
+        num_workers = max(1, min(os.cpu_count() or 1, num_clips // CLIPS_PER_WORKER) // len(names))
+    settings = WorkerSettings(devices=names, num_workers=num_workers, toy=toy)
+    return None if names == ("cpu",) and num_workers == 1 else settings

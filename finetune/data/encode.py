@@ -1,15 +1,17 @@
-"""Clips to files of codes: in this process, or in workers on several cores and devices.
+"""Clips to cuts with codes, in this process or in workers on several cores and devices, by the same code.
 
-Every clip is encoded alone and on one thread: padding and thread counts move codes at near ties, and so the
-same clip gives the same file whoever encodes it. A file of codes is named by the bytes of its source and by
-the codec, and appears under its name only when it is whole: that it is there means that the work is done.
+On a CPU each clip is encoded alone and on one thread: padding and thread counts move codes at near ties. A
+GPU gets batches; the set alone decides who is in one, and one that lacks a file is encoded again as a whole,
+so that shards, workers and kills change no byte. A file of codes is named by the bytes of its source and by
+the codec, and appears under its name when it is whole: that it is there means that the work is done.
 """
 
 import hashlib
 import itertools
 import multiprocessing
+import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,19 +21,22 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from lhotse import Recording
+from lhotse import MonoCut, Recording
 from lhotse.array import seconds_to_frames
 
-from finetune.data.cuts import FRAME_SHIFT_SEC, make_recording
-from finetune.data.libritts import Clip
+from finetune.data.cuts import FRAME_SHIFT_SEC, codes_manifest, make_cut, make_recording
+from finetune.data.libritts import Clip, Skipped
 from finetune.data.prepared import FORMAT_VERSION
 from vallex.codec import load_codec
 from vallex.codec.audio import load_audio
-from vallex.codec.encodec import EncodecCodec
-from vallex.errors import AudioError, ConfigError, TrainingError
+from vallex.codec.encodec import MIN_BATCHED_SAMPLES, EncodecCodec
+from vallex.errors import AudioError, ConfigError, TextError, TrainingError
 from vallex.files import atomic_write, sha256_of
+from vallex.text import PHONEMIZERS, PhonemeTokenizer
+from vallex.text.tokenizer import PhonemeEncoding
 
 _IN_FLIGHT_PER_WORKER = 4
+_GPU_BATCH_SEC = 60.0  # a gigabyte or two, of which several workers want their own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,20 @@ class WorkerSettings:
 
     devices: torch names, "cpu" or "cuda:0"; num_workers: processes on each
     toy, checkpoints_dir: of the codec that each of them loads
+    batch_sec: sound encoded together, with its padding; None for clips one by one unless there is a GPU
     """
 
     devices: tuple[str, ...] = ("cpu",)
     num_workers: int = 1
     toy: bool = False
     checkpoints_dir: Path = Path("checkpoints")
+    batch_sec: float | None = None
+
+    @property
+    def sound_together_sec(self) -> float:
+        if self.batch_sec is not None:
+            return self.batch_sec
+        return _GPU_BATCH_SEC if any(name != "cpu" for name in self.devices) else 0.0
 
     def __post_init__(self):
         faults = [] if self.num_workers >= 1 else [f"workers is {self.num_workers}; it must be at least 1"]
@@ -60,6 +73,139 @@ class WorkerSettings:
             raise ConfigError("; ".join(faults))
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClipWork:
+    """What is asked of every clip.
+
+    folder: of the codes; limits_sec: how short and how long it may be; language: of text outside tags
+    encodes: whether what is missing is encoded, or only told
+    """
+
+    folder: Path
+    limits_sec: tuple[float, float]
+    language: str
+    encodes: bool = True
+
+
+@dataclass(kw_only=True)
+class Ready:
+    """A clip as far as it has come; it has codes in the end, [T, 8] uint16, unless none are to be made."""
+
+    clip: Clip
+    recording: Recording
+    encoding: PhonemeEncoding
+    codes_name: str
+    codes: np.ndarray | None
+    is_new: bool = False
+
+    def cut(self, folder: Path) -> MonoCut:
+        """The cut, its codes in `folder`."""
+        phonemes = self.encoding.ids, self.encoding.languages
+        manifest = codes_manifest(folder, self.codes_name, self.codes.shape)
+        return make_cut(self.recording, self.clip.speaker, self.clip.text, phonemes, manifest)
+
+
+def plan_batches(clips: Sequence[Clip], batch_sec: float) -> list[list[Clip]]:
+    """The clips that are encoded together, the longest first; each alone where `batch_sec` is 0."""
+    if batch_sec == 0:
+        return [[clip] for clip in clips]
+    seconds, batches = {}, []
+    for clip in clips:
+        try:
+            seconds[clip.id] = header_of(clip).duration
+        except AudioError:
+            seconds[clip.id] = 0.0
+    for clip in sorted(clips, key=lambda clip: (-seconds[clip.id], clip.id)):
+        last = batches[-1] if batches else []
+        fits = last and (len(last) + 1) * seconds[last[0].id] <= batch_sec
+        if fits and seconds[clip.id] * EncodecCodec.sample_rate_hz >= MIN_BATCHED_SAMPLES:
+            last.append(clip)
+        else:
+            batches.append([clip])
+    return batches
+
+
+def work_on(
+    clips: Sequence[Clip],
+    work: ClipWork,
+    codec: EncodecCodec | None,
+    fingerprint: str,
+    tokenizer: PhonemeTokenizer,
+) -> list[Ready | Skipped]:
+    """Does the work on clips that are encoded together; what each has become, or why it cannot be used.
+
+    codec: None where nothing is to be encoded; fingerprint: of the codec whose codes are wanted
+    """
+    found = [_begin(clip, work, fingerprint, tokenizer) for clip in clips]
+    begun = [entry for entry in found if isinstance(entry, Ready)]
+    if not work.encodes or all(entry.codes is not None for entry in begun):
+        return found
+    wavs, unreadable = {}, {}
+    for entry in begun:
+        try:
+            wavs[entry.clip.id] = load_audio(entry.clip.path)
+        except AudioError as cause:
+            unreadable[entry.clip.id] = _skipped(entry.clip, "audio unreadable", cause)
+    with _one_thread():
+        if len(wavs) == 1:
+            all_codes = [codec.encode(wav)[0] for wav in wavs.values()]
+        else:
+            all_codes = codec.encode_batch(list(wavs.values())) if wavs else []
+    by_id = dict(zip(wavs, all_codes, strict=True))
+    for entry in begun:
+        if entry.codes is None and entry.clip.id in by_id:
+            _save(entry, by_id[entry.clip.id], work.folder)
+    return [unreadable.get(entry.clip.id, entry) if isinstance(entry, Ready) else entry for entry in found]
+
+
+def _begin(clip: Clip, work: ClipWork, fingerprint: str, tokenizer: PhonemeTokenizer) -> Ready | Skipped:
+    """All but the codes of a clip, and those where they are on disk."""
+    shortest, longest = work.limits_sec
+    try:
+        recording = header_of(clip)
+        seconds = recording.duration
+        if seconds < shortest:
+            return Skipped(
+                path=clip.path, reason="too short", detail=f"{seconds:.2f} s; at least {shortest:g} s"
+            )
+        if seconds > longest:
+            return Skipped(
+                path=clip.path, reason="too long", detail=f"{seconds:.2f} s; at most {longest:g} s"
+            )
+        encoding = tokenizer.encode(clip.text, language=work.language)
+        name = _codes_name(clip, fingerprint)
+    except AudioError as cause:
+        return _skipped(clip, "audio unreadable", cause)
+    except TextError as cause:
+        return _skipped(clip, "text not usable", cause)
+    codes = _read_codes(work.folder / name)
+    return Ready(clip=clip, recording=recording, encoding=encoding, codes_name=name, codes=codes)
+
+
+def _skipped(clip: Clip, reason: str, cause: Exception) -> Skipped:
+    return Skipped(path=clip.path, reason=reason, detail=str(cause).removeprefix(f"{clip.path}: "))
+
+
+def _codes_name(clip: Clip, fingerprint: str) -> str:
+    try:
+        digest = sha256_of(clip.path)
+    except OSError as cause:
+        raise AudioError(f"{clip.path}: cannot be read ({cause.strerror})") from cause
+    return hashlib.sha256(f"{FORMAT_VERSION} {fingerprint} {digest}".encode()).hexdigest()[:40] + ".npy"
+
+
+def _save(entry: Ready, codes: torch.Tensor, folder: Path) -> None:
+    """Writes the codes [T, 8] of a clip.
+
+    The codec rounds the last frame up; lhotse rounds a duration to the nearest frame, and so do these
+    codes, so that a cut's duration always stands for all of them.
+    """
+    num_frames = seconds_to_frames(entry.recording.duration, frame_shift=FRAME_SHIFT_SEC)
+    entry.codes, entry.is_new = codes[:num_frames].cpu().numpy().astype(np.uint16), True
+    with atomic_write(folder / entry.codes_name) as temporary, temporary.open("wb") as file:
+        np.save(file, entry.codes, allow_pickle=False)
+
+
 def header_of(clip: Clip) -> Recording:
     """What the header of a clip says of it, as it is: no resampling, all channels. Raises AudioError."""
     try:
@@ -71,69 +217,55 @@ def header_of(clip: Clip) -> Recording:
     return make_recording(clip.id, clip.path, header.samplerate, header.frames, header.channels, duration_sec)
 
 
-def encode_clip(
-    clip: Clip, duration_sec: float, folder: Path, codec: EncodecCodec | None, codec_fingerprint: str
-) -> tuple[str, np.ndarray | None, bool]:
-    """File name and codes [T, 8] uint16 of a clip, and whether they were there already.
-
-    codec: None to encode nothing; the codes are then None where they are not there
-
-    The codec rounds the last frame up; lhotse rounds a duration to the nearest frame, and so do these
-    codes, so that a cut's duration always stands for all of them.
-    """
-    key = f"{FORMAT_VERSION} {codec_fingerprint} {sha256_of(clip.path)}"
-    name = hashlib.sha256(key.encode()).hexdigest()[:40] + ".npy"
-    there = _read_codes(folder / name)
-    if there is not None or codec is None:
-        return name, there, there is not None
-    wav = load_audio(clip.path)
-    num_frames = seconds_to_frames(duration_sec, frame_shift=FRAME_SHIFT_SEC)
-    with _one_thread():
-        codes = codec.encode(wav)[0, :num_frames].cpu().numpy().astype(np.uint16)
-    with atomic_write(folder / name) as temporary, temporary.open("wb") as file:
-        np.save(file, codes, allow_pickle=False)
-    return name, codes, False
-
-
-def encode_in_workers(
-    clips: Sequence[Clip],
-    folder: Path,
-    duration_limits_sec: tuple[float, float],
+def work_in_workers(
+    batches: Sequence[Sequence[Clip]],
+    work: ClipWork,
     settings: WorkerSettings,
-    progress: Callable[[int, int], None] | None = None,
-) -> int:
-    """Encodes what is missing of the clips within the limits, and returns how many that were.
-
-    A clip that cannot be read is passed over here: preparing comes to it again and says why. Raises
-    TrainingError where a worker died.
-    """
+    fingerprint: str,
+    tokenizer: PhonemeTokenizer,
+) -> Iterator[list[Ready | Skipped]]:
+    """`work_on` of each batch in the order in which they end. Raises TrainingError where a worker died."""
+    added = _pickled_phonemizers()
     context = multiprocessing.get_context("spawn")
     devices = context.Queue()
     for device in settings.devices * settings.num_workers:
         devices.put(device)
     num_processes = len(settings.devices) * settings.num_workers
-    tasks = ((clip, folder, duration_limits_sec) for clip in clips)
-    done = num_encoded = 0
+    tasks = ((batch, work, fingerprint) for batch in batches)
+    num_done = 0
     with ProcessPoolExecutor(
-        num_processes, mp_context=context, initializer=_start_worker, initargs=(devices, settings)
+        num_processes,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(devices, settings if work.encodes else None, tokenizer, added),
     ) as pool:
         try:
-            for is_new in _bounded_map(pool, tasks, num_processes):
-                done, num_encoded = done + 1, num_encoded + is_new
-                if progress is not None:
-                    progress(done, len(clips))
+            for found in _bounded_map(pool, tasks, num_processes):
+                num_done += len(found)
+                yield found
         except BrokenProcessPool as error:
+            num_clips = sum(len(batch) for batch in batches)
             raise TrainingError(
-                f"a worker ended after {done} of {len(clips)} clips, perhaps for want of memory; run it "
+                f"a worker ended after {num_done} of {num_clips} clips, perhaps for want of memory; run it "
                 "again (what is done stays) with fewer --workers"
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
-    return num_encoded
 
 
-def _bounded_map(pool: ProcessPoolExecutor, tasks: Iterator[tuple], num_processes: int) -> Iterator[bool]:
+def _pickled_phonemizers() -> bytes:
+    """The languages that were added, for another process; ConfigError where one cannot be taken there."""
+    try:
+        return pickle.dumps(dict(PHONEMIZERS))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ConfigError(
+            f"phonemizers of {', '.join(PHONEMIZERS)}: a worker process cannot import one of them ({error}); "
+            "make each a function of a module, or encode with one worker on the CPU"
+        ) from error
+
+
+def _bounded_map(pool: ProcessPoolExecutor, tasks: Iterator[tuple], num_processes: int) -> Iterator[list]:
     """Results as they come, with few tasks waiting: a queue of all of them would grow with the set."""
     waiting = {
         pool.submit(_work, *task) for task in itertools.islice(tasks, _IN_FLIGHT_PER_WORKER * num_processes)
@@ -146,28 +278,27 @@ def _bounded_map(pool: ProcessPoolExecutor, tasks: Iterator[tuple], num_processe
 
 
 _worker_codec: EncodecCodec | None = None
-"""Of a worker process, which loads it once; None elsewhere."""
+_worker_tokenizer: PhonemeTokenizer | None = None
+"""Of a worker process, which loads the codec once; None elsewhere."""
 
 
-def _start_worker(devices, settings: WorkerSettings) -> None:
-    global _worker_codec
+def _start_worker(
+    devices, settings: WorkerSettings | None, tokenizer: PhonemeTokenizer, added: bytes
+) -> None:
+    global _worker_codec, _worker_tokenizer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the work
     torch.set_num_threads(1)
-    _worker_codec = load_codec(
-        toy=settings.toy, device=devices.get(), checkpoints_dir=settings.checkpoints_dir
-    )
+    PHONEMIZERS.update(pickle.loads(added))
+    _worker_tokenizer = tokenizer
+    if settings is not None:
+        _worker_codec = load_codec(
+            toy=settings.toy, device=devices.get(), checkpoints_dir=settings.checkpoints_dir
+        )
 
 
-def _work(clip: Clip, folder: Path, duration_limits_sec: tuple[float, float]) -> bool:
-    """Encodes a clip in a worker; whether its codes are new."""
-    try:
-        duration_sec = header_of(clip).duration
-        shortest, longest = duration_limits_sec
-        if not shortest <= duration_sec <= longest:
-            return False
-        return not encode_clip(clip, duration_sec, folder, _worker_codec, _worker_codec.fingerprint)[2]
-    except AudioError:
-        return False
+def _work(clips: Sequence[Clip], work: ClipWork, fingerprint: str) -> list[Ready | Skipped]:
+    """`work_on` in a worker."""
+    return work_on(clips, work, _worker_codec, fingerprint, _worker_tokenizer)
 
 
 @contextmanager

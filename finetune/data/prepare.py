@@ -5,22 +5,28 @@ places at once; what stands here puts the set together from what is there, and a
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from lhotse import MonoCut
-
 from finetune.data.assemble import SetWriter, output_folder
-from finetune.data.cuts import codes_manifest, make_cut
-from finetune.data.encode import WorkerSettings, encode_clip, encode_in_workers, header_of
+from finetune.data.encode import (
+    ClipWork,
+    Ready,
+    WorkerSettings,
+    plan_batches,
+    work_in_workers,
+    work_on,
+)
 from finetune.data.libritts import Clip, Skipped, find_clips
 from finetune.data.prepared import CODES_FOLDER
 from finetune.data.splits import PrepareSettings
 from finetune.data.summary import PrepareSummary
 from vallex.codec.encodec import EncodecCodec
-from vallex.errors import AudioError, ConfigError, DataError, TextError, VallexError
+from vallex.errors import ConfigError, DataError
 from vallex.text import PhonemeTokenizer
+
+Progress = Callable[[int, int], None]
+"""Called with the number of clips done and of all."""
 
 
 def prepare(
@@ -29,15 +35,14 @@ def prepare(
     settings: PrepareSettings,
     codec: EncodecCodec,
     tokenizer: PhonemeTokenizer,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total: None,
     workers: WorkerSettings | None = None,
     is_merge: bool = False,
 ) -> PrepareSummary:
     """Prepares the clips of `data` in the folder `out`, doing only what is not there already.
 
     codec: of `vallex.codec.load_codec`; tokenizer: a PhonemeTokenizer
-    progress: called after each clip with the number of clips done and of all
-    workers: who encodes; None is this process
+    workers: who works; None is this process, which encodes clip by clip
     is_merge: encode nothing; put together what shards encoded
 
     A clip that cannot be used is left out and listed in `out/skipped.csv`. Raises DataError where the
@@ -47,24 +52,18 @@ def prepare(
     clips, skipped = find_clips(data)
     with SetWriter(data, out) as writer:
         writer.skipped = skipped
-        folder = writer.out / CODES_FOLDER
-        if workers is not None:
-            writer.num_encoded = encode_in_workers(clips, folder, limits_of(settings), workers, progress)
-            progress = None
-        num_missing = 0
-        for done, clip in enumerate(clips, start=1):
-            found = _prepare_clip(
-                clip, folder, settings, None if is_merge else codec, tokenizer, codec.fingerprint
-            )
-            if isinstance(found, Skipped):
-                skipped.append(found)
-            elif found is None:
-                num_missing += 1
-            else:
-                cut, codes, is_new = found
-                writer.add(cut, clip.part, codes, is_new)
-            if progress is not None:
-                progress(done, len(clips))
+        work = _work_of(settings, writer.out, encodes=not is_merge)
+        num_done = num_missing = 0
+        for found in _worked_on(clips, work, codec, tokenizer, workers):
+            for entry in found:
+                if isinstance(entry, Skipped):
+                    skipped.append(entry)
+                elif entry.codes is None:
+                    num_missing += 1
+                else:
+                    writer.add(entry.cut(work.folder), entry.clip.part, entry.codes, entry.is_new)
+            num_done += len(found)
+            progress(num_done, len(clips))
         if num_missing:
             raise DataError(
                 f"{writer.out}: {num_missing} of {len(clips)} clips have no codes yet: a shard is not done. "
@@ -77,18 +76,25 @@ def encode_shard(
     data: Path | str,
     out: Path | str,
     settings: PrepareSettings,
-    workers: WorkerSettings,
+    codec: EncodecCodec,
+    tokenizer: PhonemeTokenizer,
     shard: str,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = lambda done, total: None,
+    workers: WorkerSettings | None = None,
 ) -> tuple[int, int]:
-    """Encodes every N-th clip from the I-th on, for `shard` "I/N", and puts nothing together.
+    """Encodes the I-th of N shares of the clips, for `shard` "I/N", and puts nothing together.
 
     Returns how many were encoded, and of how many. Raises ConfigError for another `shard`.
     """
-    index, count = parse_shard(shard)
-    clips = find_clips(data)[0][index - 1 :: count]
-    folder = output_folder(out) / CODES_FOLDER
-    return encode_in_workers(clips, folder, limits_of(settings), workers, progress), len(clips)
+    share = parse_shard(shard)
+    clips, _ = find_clips(data)
+    work = _work_of(settings, output_folder(out), encodes=True)
+    num_done = num_encoded = 0
+    for found in _worked_on(clips, work, codec, tokenizer, workers, share):
+        num_done += len(found)
+        num_encoded += sum(isinstance(entry, Ready) and entry.is_new for entry in found)
+        progress(num_done, -(-len(clips) // share[1]))
+    return num_encoded, num_done
 
 
 def parse_shard(shard: str) -> tuple[int, int]:
@@ -99,44 +105,28 @@ def parse_shard(shard: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def limits_of(settings: PrepareSettings) -> tuple[float, float]:
-    """How long a clip may be, in seconds."""
-    return settings.min_clip_sec, settings.max_clip_sec
+def _work_of(settings: PrepareSettings, out: Path, encodes: bool) -> ClipWork:
+    return ClipWork(
+        folder=out / CODES_FOLDER,
+        limits_sec=(settings.min_clip_sec, settings.max_clip_sec),
+        language=settings.language,
+        encodes=encodes,
+    )
 
 
-def _prepare_clip(
-    clip: Clip,
-    folder: Path,
-    settings: PrepareSettings,
-    codec: EncodecCodec | None,
+def _worked_on(
+    clips: Sequence[Clip],
+    work: ClipWork,
+    codec: EncodecCodec,
     tokenizer: PhonemeTokenizer,
-    codec_fingerprint: str,
-) -> tuple[MonoCut, np.ndarray, bool] | Skipped | None:
-    """A clip's cut, its codes [T, 8] uint16 on disk, and whether they are new; or why there is none.
-
-    codec: None to encode nothing; None is returned where the codes are then not there
-    """
-    try:
-        recording = header_of(clip)
-        shortest, longest = limits_of(settings)
-        if recording.duration < shortest:
-            detail = f"{recording.duration:.2f} s; at least {shortest:g} s"
-            return Skipped(path=clip.path, reason="too short", detail=detail)
-        if recording.duration > longest:
-            detail = f"{recording.duration:.2f} s; at most {longest:g} s"
-            return Skipped(path=clip.path, reason="too long", detail=detail)
-        encoding = tokenizer.encode(clip.text, language=settings.language)
-        name, codes, is_reused = encode_clip(clip, recording.duration, folder, codec, codec_fingerprint)
-    except AudioError as cause:
-        return Skipped(path=clip.path, reason="audio unreadable", detail=_detail(clip, cause))
-    except TextError as cause:
-        return Skipped(path=clip.path, reason="text not usable", detail=_detail(clip, cause))
-    if codes is None:
-        return None
-    phonemes = encoding.ids, encoding.languages
-    manifest = codes_manifest(folder, name, codes.shape)
-    return make_cut(recording, clip.speaker, clip.text, phonemes, manifest), codes, not is_reused
-
-
-def _detail(clip: Clip, cause: VallexError) -> str:
-    return str(cause).removeprefix(f"{clip.path}: ")
+    workers: WorkerSettings | None,
+    share: tuple[int, int] = (1, 1),
+) -> Iterator[list[Ready | Skipped]]:
+    """What becomes of the clips, of the I-th batch of every N on, here or in workers."""
+    index, count = share
+    if workers is None:
+        for clip in clips[index - 1 :: count]:
+            yield work_on([clip], work, codec, codec.fingerprint, tokenizer)
+    else:
+        batches = plan_batches(clips, workers.sound_together_sec)[index - 1 :: count]
+        yield from work_in_workers(batches, work, workers, codec.fingerprint, tokenizer)

@@ -5,17 +5,24 @@ last bits from processor to processor, and a prepared set must be recognised on 
 """
 
 import hashlib
+import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from encodec import EncodecModel
+from encodec.modules import SConv1d
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from vallex.codec.weights import load_strictly, read_state_dict
 
 BANDWIDTH_KBPS = 6.0
 NAME = "encodec-24khz-6kbps"
+# shorter, and the convolutions would mirror more than there is
+MIN_BATCHED_SAMPLES = 8 * 320
 
 
 class EncodecCodec:
@@ -49,6 +56,33 @@ class EncodecCodec:
             raise ValueError(f"wav is {list(wav.shape)}; it must be [B, N] or [N] with N > 0")
         [(codes, _)] = self.model.encode(wav.to(self.device, torch.float32).unsqueeze(1))
         return codes.transpose(1, 2).contiguous()  # [B, K, T] -> [B, T, K]
+
+    @torch.no_grad()
+    def encode_batch(self, wavs: Sequence[Tensor]) -> list[Tensor]:
+        """The codes of recordings of different lengths at once: what `encode` gives of each alone, but that
+        sums are rounded otherwise, so that a code may fall to the other of two nearly equal ones.
+
+        wavs: each [N] float32, 24 kHz, in [-1, 1], N >= MIN_BATCHED_SAMPLES.
+        Returns [T, 8] int64 each, on the codec's device, T = ceil(N / 320).
+
+        The encoder looks back only. All that it sees of what follows a recording is what its strided
+        convolutions mirror at the end to fill their last window; here each row is mirrored at its own end.
+        """
+        lens = [len(wav) for wav in wavs]
+        if min(lens) < MIN_BATCHED_SAMPLES:
+            raise ValueError(f"a wav has {min(lens)} samples; in a batch at least {MIN_BATCHED_SAMPLES}")
+        wav = pad_sequence(list(wavs), batch_first=True).to(self.device, torch.float32)
+        hidden = F.pad(wav, (0, -wav.shape[1] % self.samples_per_frame)).unsqueeze(1)  # [B, 1, N]
+        for layer in self.model.encoder.model:
+            stride = layer.conv.conv.stride[0] if isinstance(layer, SConv1d) else 1
+            for row, length in enumerate(lens if stride > 1 else ()):
+                missing = -length % stride
+                mirrored = hidden[row, :, length - 1 - missing : length - 1].flip(-1)
+                hidden[row, :, length : length + missing] = mirrored
+            lens = [math.ceil(length / stride) for length in lens]
+            hidden = layer(hidden)
+        codes = self.model.quantizer.encode(hidden, self.model.frame_rate, BANDWIDTH_KBPS)  # [K, B, T]
+        return [codes[:, row, :length].T.contiguous() for row, length in enumerate(lens)]
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:

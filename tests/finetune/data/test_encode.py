@@ -6,9 +6,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from finetune.data.encode import WorkerSettings, encode_in_workers
+from finetune.data.encode import ClipWork, WorkerSettings, plan_batches, work_in_workers, work_on
 from finetune.data.libritts import find_clips
 from finetune.data.prepare import PrepareSettings, encode_shard, parse_shard, prepare
 from finetune.data.prepared import load_prepared
@@ -53,11 +54,11 @@ def test_prepare_with_workers_gives_the_set_of_one_process(corpus, tmp_path, toy
 def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec, tokenizer):
     once = prepare(corpus, tmp_path / "once", SETTINGS, toy_codec, tokenizer)
     out = tmp_path / "shards"
-    encoded = [encode_shard(corpus, out, SETTINGS, TOY, "1/2")]
+    encoded = [encode_shard(corpus, out, SETTINGS, toy_codec, tokenizer, "1/2")]
     with pytest.raises(DataError, match=r"[123] of 5 clips have no codes yet: a shard is not done"):
         prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
     assert not (out / "prepared.json").exists()
-    encoded.append(encode_shard(corpus, out, SETTINGS, TOY, "2/2"))
+    encoded.append(encode_shard(corpus, out, SETTINGS, toy_codec, tokenizer, "2/2", workers=TOY))
     assert [sum(counts) for counts in zip(*encoded, strict=True)] == [4, 5]
     merged = prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
     assert (merged.fingerprint, merged.num_encoded, merged.num_reused) == (once.fingerprint, 0, 4)
@@ -91,11 +92,56 @@ def test_prepare_killed_and_run_again_gives_the_set_of_an_unbroken_run(
     assert named == set(codes_of(tmp_path / "unbroken"))
 
 
-def test_encode_in_workers_when_a_worker_dies_then_the_error_says_what_to_do(corpus, tmp_path, monkeypatch):
+def test_work_on_batches_gives_the_codes_of_single_clips_whoever_encodes(
+    tmp_path, make_clip, toy_codec, tokenizer
+):
+    for number in range(9):  # 0.05 s is shorter than a batch allows
+        make_clip(tmp_path / "data/train/anna/1" / f"{number}.wav", seconds=0.05 + 0.17 * number)
+    clips, _ = find_clips(tmp_path / "data")
+
+    def encode(out, batch_sec, share=slice(None)):
+        work = ClipWork(folder=tmp_path / out, limits_sec=(0.01, 14.0), language="auto")
+        batches = plan_batches(clips, batch_sec)[share]
+        found = [work_on(batch, work, toy_codec, toy_codec.fingerprint, tokenizer) for batch in batches]
+        return {entry.clip.id: entry.codes for batch in found for entry in batch}
+
+    encode("halves", 4.0, slice(1, None, 2))
+    encode("halves", 4.0, slice(0, None, 2))
+    next((tmp_path / "halves").iterdir()).unlink()  # as after a kill: its whole batch is encoded again
+    again, whole, alone = encode("halves", 4.0), encode("whole", 4.0), encode("alone", 0)
+    assert again.keys() == whole.keys() == alone.keys() == {clip.id for clip in clips}
+    for name, codes in whole.items():
+        np.testing.assert_array_equal(codes, again[name])
+        assert codes.shape == alone[name].shape
+    same = sum(int((whole[name] == codes).sum()) for name, codes in alone.items())
+    assert same >= 0.999 * sum(codes.size for codes in alone.values())
+
+
+def test_plan_batches_puts_like_lengths_together_within_the_limit(tmp_path, make_clip):
+    for number in range(10):
+        make_clip(tmp_path / "part" / "anna" / "1" / f"{number}.wav", seconds=0.5 + number / 10)
+    make_clip(tmp_path / "part" / "anna" / "1" / "bad.wav").write_bytes(b"no sound")
+    clips, _ = find_clips(tmp_path)
+    batches = plan_batches(clips[::-1], 3.0)
+    assert batches == plan_batches(clips, 3.0)
+    assert [[clip.id for clip in batch] for batch in batches] == [
+        ["9", "8"],
+        ["7", "6"],
+        ["5", "4", "3"],
+        ["2", "1", "0"],
+        ["bad"],
+    ]
+    assert plan_batches(clips, 0) == [[clip] for clip in clips]
+
+
+def test_work_in_workers_when_a_worker_dies_then_the_error_says_what_to_do(
+    corpus, tmp_path, monkeypatch, tokenizer
+):
     monkeypatch.setattr("finetune.data.encode._work", die)
-    clips, _ = find_clips(corpus)
+    batches = plan_batches(find_clips(corpus)[0], 0)
+    work = ClipWork(folder=tmp_path / "codes", limits_sec=(0.5, 14.0), language="auto")
     with pytest.raises(TrainingError, match=r"a worker ended after 0 of 5 clips.*fewer --workers"):
-        encode_in_workers(clips, tmp_path / "codes", (0.5, 14.0), TOY)
+        list(work_in_workers(batches, work, TOY, "f" * 64, tokenizer))
 
 
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2", "1/2/3", ""])

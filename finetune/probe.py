@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from lhotse import CutSet
 
+from finetune.data.cuts import CutTable
 from finetune.data.dataset import CodesDataset, plan_epoch, plan_validation
 from finetune.stepping import ADVICE
 from finetune.trainer import FIRST_AUTO_SEC, Trainer
@@ -66,9 +66,10 @@ def estimate_stage(trainer: Trainer) -> Estimate:
     """Measures a stage that is set up; leaves its generators, gradients and statistics as they were."""
     one = _measure(trainer, trainer.batching.max_duration_sec)
     settings, state = trainer.stage_config, trainer.state
-    plan = plan_epoch(trainer.train_set.cuts, trainer.batching, 0)
-    mean_sec = sum(_padded_sec(cuts) for cuts in plan) / len(plan)
-    valid_sec = sum(_padded_sec(cuts) for cuts in plan_validation(trainer.valid_set.cuts, trainer.batching))
+    train, valid = trainer.train_set.table, trainer.valid_set.table
+    plan = plan_epoch(train, trainer.batching, 0)
+    mean_sec = sum(_padded_sec(train, rows) for rows in plan) / len(plan)
+    valid_sec = sum(_padded_sec(valid, rows) for rows in plan_validation(valid, trainer.batching))
     second = one.seconds / one.batch_sec
     num_steps = max(trainer.total_steps - state.step, 0)
     # a pass without its backward half is a third of the work; the NAR's validation has every codebook
@@ -99,26 +100,27 @@ def _measure(trainer: Trainer, max_duration_sec: float) -> _Pass:
     """The longest batch of so many seconds, or of half as many where they have no room."""
     while True:
         batching = replace(trainer.batching, max_duration_sec=max_duration_sec, rank=0, world_size=1)
-        cuts = plan_validation(trainer.train_set.cuts, batching)[0]
+        rows = plan_validation(trainer.train_set.table, batching)[0]
         try:
-            return _measure_batch(trainer, cuts)
+            return _measure_batch(trainer, rows)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if len(cuts) == 1:
+            if len(rows) == 1:
                 raise TrainingError(
-                    f"the {trainer.stage.upper()} has no room for one clip of {cuts[0].duration:.1f} s: "
-                    f"{ADVICE}"
+                    f"the {trainer.stage.upper()} has no room for one clip of "
+                    f"{_padded_sec(trainer.train_set.table, rows):.1f} s: {ADVICE}"
                 ) from error
         finally:
             trainer.optimizer.zero_grad(set_to_none=True)
         max_duration_sec /= 2
 
 
-def _measure_batch(trainer: Trainer, cuts: CutSet) -> _Pass:
+def _measure_batch(trainer: Trainer, rows: Sequence[int]) -> _Pass:
     model, device = trainer.model, trainer.accelerator.device
     # a set of its own: prompts are drawn by epoch, and nothing of the run's may move
-    batch = CodesDataset(list(cuts), trainer.train_set.collator)[cuts].to(device)
+    table = trainer.train_set.table
+    batch = CodesDataset(table, trainer.train_set.collator)[rows].to(device)
     kept: dict[int, int] = {}
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
 
@@ -143,11 +145,11 @@ def _measure_batch(trainer: Trainer, cuts: CutSet) -> _Pass:
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])
-    return _Pass(kept_bytes=sum(kept.values()), batch_sec=_padded_sec(cuts), seconds=seconds)
+    return _Pass(kept_bytes=sum(kept.values()), batch_sec=_padded_sec(table, rows), seconds=seconds)
 
 
-def _padded_sec(cuts: Sequence) -> float:
-    return max(cut.duration for cut in cuts) * len(cuts)
+def _padded_sec(table: CutTable, rows: Sequence[int]) -> float:
+    return float(table.durations_sec[list(rows)].max()) * len(rows)
 
 
 def _model_bytes(trainer: Trainer) -> int:

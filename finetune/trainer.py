@@ -169,7 +169,7 @@ def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
     trainer.state.batch_sec = batch_sec
     trainer.batching = replace(trainer.batching, max_duration_sec=batch_sec)
     # a step may take its batches from two epochs, so that only the last one goes beyond them
-    cuts, accumulate = trainer.train_set.cuts, settings.accumulate
+    cuts, accumulate = trainer.train_set.table, settings.accumulate
     most = (settings.max_steps or math.inf) * accumulate
     num_batches = count_batches(cuts, trainer.batching, settings.max_epochs, most)
     trainer.steps_per_epoch = math.ceil(count_batches(cuts, trainer.batching, 1) / accumulate)

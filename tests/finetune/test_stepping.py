@@ -203,7 +203,7 @@ def test_batch_when_split_then_has_the_same_rows_without_needless_padding(tiny_p
     from vallex.text import TextCollator
 
     data = load_prepared(tiny_prepared)
-    batch = CodesDataset(data.train, TextCollator())[data.train]
+    batch = CodesDataset(data.train, TextCollator())[range(len(data.train))]
     parts = batch.split(3)
     assert [name for part in parts for name in part.ids] == list(batch.ids)
     for part in parts:

@@ -136,3 +136,19 @@ def test_codec_when_on_a_gpu_then_same_interface(checkpoints_dir):
     codes = codec.encode(noise(2, 4000))
     assert codes.device.type == "cuda"
     assert codec.decode(codes.cpu()).shape == (2, 13 * 320)
+
+
+def test_encode_batch_when_lengths_differ_then_the_codes_of_each_alone(toy_codec):
+    lengths = [2560, 2561, 3999, 5120, 7777, 9600]  # with every kind of rest at the strides
+    wavs = noise(len(lengths), max(lengths))
+    wavs = [wav[:length] for wav, length in zip(wavs, lengths, strict=True)]
+    batch = toy_codec.encode_batch(wavs)
+    alone = [toy_codec.encode(wav)[0] for wav in wavs]
+    assert [codes.shape for codes in batch] == [codes.shape for codes in alone]
+    same = sum(int((one == other).sum()) for one, other in zip(batch, alone, strict=True))
+    assert same >= 0.999 * sum(codes.numel() for codes in alone)
+
+
+def test_encode_batch_when_a_wav_is_too_short_then_names_its_samples(toy_codec):
+    with pytest.raises(ValueError, match="a wav has 2559 samples; in a batch at least 2560"):
+        toy_codec.encode_batch([torch.zeros(5000), torch.zeros(2559)])

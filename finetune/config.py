@@ -125,6 +125,13 @@ class FinetuneConfig:
     keep: int = setting(
         2, "newest checkpoints kept by their step, beside best and last; one a validation", low=0
     )
+    samples: int = setting(
+        2, "sentences that are spoken at each validation, into samples/ of the run; 0 for none", low=0
+    )
+    trackers: str = setting(
+        "tensorboard",
+        "what gets the figures beside metrics.jsonl: tensorboard, wandb, …, with commas, or none",
+    )
     max_faults: int = setting(
         3, "steps of a stage that may be left out because they are not finite, before the run ends", low=0
     )

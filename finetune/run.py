@@ -85,7 +85,7 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
     check_fit(spec, model, data)
     set_collation(model, spec.config)
     check_groups(spec.config, spec.stages, model.config)
-    make_accelerator(spec.config.precision)  # refuses a precision that the machine lacks
+    make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
     model.provenance = _provenance(spec, model, data)
     folder = _open_folder(path, spec, model, data, resume)
     before, began = folder.result.seconds, time.monotonic()

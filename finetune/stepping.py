@@ -16,6 +16,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from finetune.optim import schedule_factor
+from finetune.tracking import record
 from finetune.trainer import Trainer
 from vallex.errors import TrainingError
 from vallex.model.batch import Batch
@@ -158,7 +159,7 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, learning_rate: flo
     state.num_faults += 1
     saved = {"batches": [_tensors(batch) for batch in held], "draws": draws, "stage": stage}
     path = folder.save_fault(stage, state.step, saved)
-    folder.log({"stage": stage, "kind": "fault", "step": state.step, "where": where, "lr": learning_rate})
+    record(trainer, "fault", {"where": where, "lr": learning_rate})
     text = (
         f"the {stage.upper()} is not finite at step {state.step}: first {where}. Its batch is in {path}, for "
         "inspection"

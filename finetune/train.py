@@ -20,6 +20,7 @@ from finetune.freezing import describe_groups
 from finetune.probe import estimate_stage, fit_to_memory
 from finetune.run_folder import RunFolder
 from finetune.stepping import Step, take_step
+from finetune.tracking import record, speak_samples, start_reports
 from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec, set_up_stage
 from vallex.errors import TrainingError
 from vallex.model.batch import Batch
@@ -66,6 +67,7 @@ def train_stage(
     errors: TrainingError where the loss is not finite
     """
     trainer = set_up_stage(stage, config, model, data, folder, display)
+    start_reports(trainer, data)
     state = trainer.state
     if state.base is None and config.max_batch_sec is None:
         set_batch_sec(trainer, fit_to_memory(trainer))
@@ -74,9 +76,10 @@ def train_stage(
         display.note(str(estimate_stage(trainer)))
         _check_evaluation(trainer)
         state.base = _score(trainer).to_dict()
-        folder.log({"stage": stage, "kind": "valid", "step": 0, **state.base})
+        record(trainer, "valid", state.base)
         folder.update(state)
         display.validated(stage, 0, state.base, state.base)
+        speak_samples(trainer)
 
     batches = _endless_batches(trainer)
     while state.step < trainer.total_steps and not stop.is_set and not _is_out_of_patience(trainer):
@@ -94,6 +97,7 @@ def train_stage(
         )
     if stop.is_set:
         save_state(trainer)
+    trainer.accelerator.end_training()
     trainer.accelerator.free_memory()
     return state
 
@@ -125,8 +129,6 @@ def _log(trainer: Trainer, step: Step) -> None:
     state, norm = trainer.state, step.grad_norm
     scored = num_frames if trainer.stage == "ar" else num_targets
     line = {
-        "stage": trainer.stage,
-        "kind": "train",
         "step": state.step,
         "loss": loss / max(num_targets, 1),
         "top10": top10 / max(scored, 1),
@@ -136,7 +138,7 @@ def _log(trainer: Trainer, step: Step) -> None:
         "epoch": state.epoch,
         "seconds": round(state.seconds, 3),
     }
-    trainer.folder.log(line)
+    record(trainer, "train", line)
     trainer.display.logged(line)
 
 
@@ -180,11 +182,11 @@ def _validate(trainer: Trainer) -> None:
     state, average = trainer.state, trainer.average
     scores = [{**_score(trainer).to_dict(), "step": state.step, "weights": "raw"}]
     _check_finite(trainer, scores[0]["loss"], "validation loss")
-    trainer.folder.log({"stage": trainer.stage, "kind": "valid", **scores[0]})
+    record(trainer, "valid", scores[0])
     if average is not None and average.values:
         with average.in_place():
             scores.append({**_score(trainer).to_dict(), "step": state.step, "weights": average.kind})
-        trainer.folder.log({"stage": trainer.stage, "kind": "valid-average", **scores[1]})
+        record(trainer, "valid-average", scores[1])
     better = min(scores, key=lambda score: score["loss"])
     state.last = scores[0]
     if state.best is None or better["loss"] < state.best["loss"]:
@@ -197,3 +199,4 @@ def _validate(trainer: Trainer) -> None:
     save_checkpoints(trainer)
     trainer.folder.update(state)
     trainer.display.validated(trainer.stage, state.step, better, state.base)
+    speak_samples(trainer)

@@ -6,6 +6,7 @@ came between, setting up again writes what the state speaks of.
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -20,6 +21,8 @@ from finetune.freezing import ParameterGroup, optimizer_groups
 from finetune.model_setup import load_trained_tensors, set_up_model, trained_tensors
 from finetune.optim import build_optimizer
 from finetune.run_folder import RunFolder
+from finetune.samples import Speaker
+from finetune.tracking import LOGS_FOLDER, tracker_names
 from vallex.errors import ConfigError
 from vallex.model.network import VALLE
 from vallex.text import TextCollator
@@ -77,20 +80,30 @@ class Trainer:
     display: Display
     steps_per_epoch: int = 0
     total_steps: int = 0
+    speaker: Speaker | None = None
 
 
-def make_accelerator(precision: str, *, find_unused: bool = False) -> Accelerator:
+def make_accelerator(
+    config: FinetuneConfig, *, find_unused: bool = False, logs: Path | None = None
+) -> Accelerator:
     """What runs a stage on the devices that there are.
 
     find_unused: whether a step leaves some of the parameters that are trained without a gradient
-    errors: ConfigError where the device lacks the precision
+    logs: a folder for trackers
+    errors: ConfigError where the device lacks the precision, or a tracker is not installed
     """
+    precision, trackers = config.precision, tracker_names(config.trackers)
     # accelerate remembers the precision of a process's first Accelerator, and takes no other
     AcceleratorState._reset_state()
     ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
     mixed_precision = {"fp32": "no"}.get(precision, precision)
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, kwargs_handlers=[ddp])
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision,
+            kwargs_handlers=[ddp],
+            log_with=trackers if logs and trackers else None,
+            project_dir=logs,
+        )
     except ValueError as error:
         raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
     if precision == "fp16" and accelerator.scaler is None:
@@ -112,7 +125,7 @@ def set_up_stage(
 ) -> Trainer:
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
-    accelerator = make_accelerator(config.precision, find_unused=stage == "nar")
+    accelerator = make_accelerator(config, find_unused=stage == "nar", logs=folder.path / LOGS_FOLDER / stage)
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     draws = torch.Generator().manual_seed(config.seed * 1_000_003 + accelerator.process_index)

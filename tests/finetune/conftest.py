@@ -158,7 +158,8 @@ def small_config(*, ar: dict | None = None, nar: dict | None = None, **settings)
         "warmup_steps": 2,
         "validate_every": 2,
     }
-    common = {"max_batch_sec": 1.0, "num_buckets": 2, "log_every": 1, "evaluation": "none"}
+    common = {"max_batch_sec": 1.0, "num_buckets": 2, "log_every": 1}
+    common |= {"evaluation": "none", "samples": 0, "trackers": "none"}
     return FinetuneConfig(
         ar=StageConfig(**stage | (ar or {})), nar=StageConfig(**stage | (nar or {})), **common | settings
     )

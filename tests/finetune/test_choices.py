@@ -374,3 +374,13 @@ def test_max_faults_when_none_then_the_first_fault_ends_the_run(run, monkeypatch
         run("none", max_faults=0)
     with pytest.raises(TrainingError, match=r"at step 3: "):
         run("two", max_faults=2)
+
+
+def test_samples_and_trackers_when_asked_for_then_leave_files(run, tmp_path, monkeypatch):
+    from finetune import tracking
+
+    asked = []
+    monkeypatch.setattr(tracking, "make_speaker", lambda *of: asked.append(of[2]) or "nobody speaks")
+    path = run("run", samples=3, trackers="tensorboard", stages=("ar",))
+    assert asked == [3]
+    assert list((path / "logs/ar/vallex").iterdir())

@@ -66,6 +66,8 @@ ON_TOP_OF = {
 """Settings that count only beside others, and another value."""
 
 OF_ANOTHER_TEST = {
+    "samples": "test_samples_and_trackers_when_asked_for_then_leave_files",
+    "trackers": "test_samples_and_trackers_when_asked_for_then_leave_files",
     "max_faults": "test_max_faults_when_none_then_the_first_fault_ends_the_run",
     "keep": "test_keep_when_set_then_the_newest_steps_stay",
     "untie_heads": "test_untied_heads_when_trained_then_leave_the_embeddings",

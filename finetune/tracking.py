@@ -1,0 +1,75 @@
+"""Where a stage's figures and samples go: metrics.jsonl, and any tracker that accelerate knows."""
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from accelerate.tracking import get_available_trackers
+
+from finetune.data.prepared import PreparedSet
+from finetune.samples import make_speaker
+from vallex.codec.audio import SAMPLE_RATE_HZ
+from vallex.errors import ConfigError
+
+if TYPE_CHECKING:
+    from finetune.trainer import Trainer
+
+LOGS_FOLDER, SAMPLES_FOLDER = "logs", "samples"
+PROJECT = "vallex"
+
+
+def tracker_names(setting: str) -> list[str]:
+    """The trackers that a setting names; ConfigError where one is not known or not installed."""
+    names = [name.strip() for name in setting.split(",") if name.strip() not in ("", "none")]
+    available = [str(tracker.value) for tracker in get_available_trackers()]
+    if unknown := [name for name in names if name not in available]:
+        raise ConfigError(
+            f"trackers has {', '.join(map(repr, unknown))}; installed here are "
+            f"{', '.join(available) or 'none'} (others that accelerate knows: pip install them), or none"
+        )
+    return names
+
+
+def start_reports(trainer: "Trainer", data: PreparedSet) -> None:
+    """Begins a stage's part of each tracker, or goes on from its step, and finds what speaks."""
+    accelerator, folder, step = trainer.accelerator, trainer.folder, trainer.state.step
+    if accelerator.log_with:
+        settings = {name: str(value) for name, value in asdict(trainer.config).items()}
+        # what was written of later steps is forgotten
+        purge = {"tensorboard": {"purge_step": step + 1}} if step else {}
+        accelerator.init_trackers(PROJECT, config=settings, init_kwargs=purge)
+    if trainer.config.samples and folder.is_writer:
+        speaker = make_speaker(
+            folder.path / SAMPLES_FOLDER, data, trainer.config.samples, trainer.config.seed
+        )
+        if isinstance(speaker, str):
+            trainer.display.note(f"No samples are spoken: {speaker}")
+        else:
+            trainer.speaker = speaker
+
+
+def record(trainer: "Trainer", kind: str, figures: dict) -> None:
+    """A line of metrics.jsonl; its numbers go to the trackers by `kind/name`."""
+    line = {"stage": trainer.stage, "kind": kind, "step": trainer.state.step, **figures}
+    trainer.folder.log(line)
+    if not trainer.accelerator.trackers:
+        return
+    values = {
+        f"{kind}/{name}": value
+        for name, value in line.items()
+        if isinstance(value, int | float) and name not in ("step", "seconds")
+    }
+    for codebook, own in figures.get("codebooks", {}).items():
+        values |= {f"{kind}/codebook {codebook} {name}": value for name, value in own.items()}
+    trainer.accelerator.log(values, step=trainer.state.step)
+
+
+def speak_samples(trainer: "Trainer") -> None:
+    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard."""
+    if trainer.speaker is None:
+        return
+    step = trainer.state.step
+    samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+    for tracker in trainer.accelerator.trackers:
+        if tracker.name == "tensorboard":
+            for sample in samples:
+                tracker.writer.add_audio(f"samples/{sample.name}", sample.wav[None], step, SAMPLE_RATE_HZ)

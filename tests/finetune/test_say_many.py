@@ -59,7 +59,9 @@ def test_say_list_with_bad_lines_names_them_all_and_writes_nothing(say, tmp_path
     code, printed = say("--list", "list.txt", "-o", "spoken")
     assert code == 2
     assert printed.err.count("\n") == 1
-    assert re.search(r"list\.txt: .* 2 lines: line 1: .*nobody\.wav.*; line 3: .* is not closed", printed.err)
+    assert re.search(
+        r"list\.txt: .* 2 of 3 lines .*: line 1: .*nobody\.wav.*; line 3: .* is not closed", printed.err
+    )
     assert not (tmp_path / "spoken").exists()
 
 

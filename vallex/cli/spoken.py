@@ -103,10 +103,10 @@ def say_list(
 
     errors: ListError before anything is spoken; TrainingError, when all is written, where texts stayed empty
     """
-    from vallex.inference.spoken_list import ListVoices, prepare_list, read_list, speak_list
+    from vallex.inference.spoken_list import ListVoices, prepare_list, speak_list
 
     voices = ListVoices(default=voice, folder=listed.parent, codec=codec, synthesizer=synthesizer)
-    texts = prepare_list(listed, read_list(listed), voices, settings, mode)
+    texts = prepare_list(listed, voices, settings, mode)
     output.path.mkdir(parents=True, exist_ok=True)
     ended = {}
     for text, speech in speak_list(synthesizer, texts, settings, mode):
@@ -132,7 +132,8 @@ def _report(speech: Speech, settings: SpeakSettings, path: Path) -> None:
     if settings.best_of > 1 and not settings.is_greedy:
         how.append(f"the best of {settings.best_of} by {speech.mean_log_prob:.3f} a frame")
     if speech.num_redraws:
-        how.append(f"drawn again {speech.num_redraws} {'time' if speech.num_redraws == 1 else 'times'}")
+        times = f"{speech.num_redraws} times" if speech.num_redraws > 1 else "once"
+        how.append(f"drawn again {times}")
     languages = " and ".join(dict.fromkeys(speech.text.languages))
     how.append(f"read as {languages}" if settings.accent is None else f"spoken as {settings.accent}")
     typer.echo(f"{path}: {len(speech.wav) / 24000:.2f} s, {', '.join(how)}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vallex.codec.encodec import EncodecCodec
-from vallex.errors import ListError, PromptError, TextError, VallexError
+from vallex.errors import ListError, TextError, VallexError
 from vallex.inference.long_text import chunk_texts, speak_long
 from vallex.inference.prompts import VoicePrompt
 from vallex.inference.synthesizer import BATCH_ROWS, SpeakSettings, Speech, Synthesizer
@@ -54,8 +54,6 @@ class ListVoices:
     def of(self, line: ListLine) -> VoicePrompt | None:
         """The voice of a line: a recording's, an .npz file's or a saved one. Errors as obtain_voice."""
         if not line.prompt_audio:
-            if line.prompt_text:
-                raise PromptError("it has a prompt text and no prompt audio")
             return self.default
         key = (line.prompt_audio, line.prompt_text)
         if key not in self.found:
@@ -67,54 +65,52 @@ class ListVoices:
         return self.found[key]
 
 
-def read_list(path: Path) -> list[ListLine]:
-    """The lines of a list that are not blank; columns end at tabs where a line has any, else at `|`.
-
-    errors: ListError, naming every line that has too many columns or no text
-    """
+def read_list(path: Path) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers. Errors: ListError where there are none."""
     try:
         rows = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise ListError(f"{path}: no list can be read there ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ListError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    lines, faults = [], []
-    for number, row in enumerate(rows, 1):
-        if not row.strip():
-            continue
-        columns = [column.strip() for column in row.split("\t" if "\t" in row else "|")]
-        text, prompt_text, prompt_audio = [*columns, "", ""][:3]
-        if len(columns) > 3:
-            faults.append((number, f"it has {len(columns)} columns; at most 3 are allowed: {COLUMNS}"))
-        elif not text:
-            faults.append((number, "it has no text in its first column"))
-        else:
-            lines.append(
-                ListLine(number=number, text=text, prompt_text=prompt_text, prompt_audio=prompt_audio)
-            )
-    if faults:
-        raise _list_error(path, faults)
-    if not lines:
+    numbered = [(number, row) for number, row in enumerate(rows, 1) if row.strip()]
+    if not numbered:
         raise ListError(f"{path}: it has no line with a text; write one a line: {COLUMNS}")
-    return lines
+    return numbered
 
 
-def prepare_list(
-    path: Path, lines: Sequence[ListLine], voices: ListVoices, settings: SpeakSettings, mode: str
-) -> list[ListText]:
-    """Everything that has to be known before lines are spoken.
+def parse_line(number: int, row: str) -> ListLine:
+    """The columns of a line, which end at tabs where it has any, else at `|`. Errors: ListError."""
+    columns = [column.strip() for column in row.split("\t" if "\t" in row else "|")]
+    if len(columns) > 3:
+        raise ListError(f"it has {len(columns)} columns; at most 3 are allowed: {COLUMNS}")
+    text, prompt_text, prompt_audio = [*columns, "", ""][:3]
+    if not text:
+        raise ListError("it has no text in its first column")
+    if prompt_text and not prompt_audio:
+        raise ListError("it has a prompt text and no prompt audio")
+    return ListLine(number=number, text=text, prompt_text=prompt_text, prompt_audio=prompt_audio)
+
+
+def prepare_list(path: Path, voices: ListVoices, settings: SpeakSettings, mode: str) -> list[ListText]:
+    """Everything that has to be known before a list is spoken.
 
     mode: of texts too long to be spoken at once, as in speak_long
     errors: ListError, naming every line that cannot be spoken
     """
     texts, faults = [], []
-    for line in lines:
+    for number, row in read_list(path):
         try:
-            texts.append(_prepare(line, voices, settings, mode))
+            texts.append(_prepare(parse_line(number, row), voices, settings, mode))
         except VallexError as error:
-            faults.append((line.number, str(error)))
+            faults.append(f"line {number}: {error}")
     if faults:
-        raise _list_error(path, faults)
+        more = len(faults) - MAX_SHOWN_FAULTS
+        shown = faults[:MAX_SHOWN_FAULTS] + ([f"and {more} more"] if more > 0 else [])
+        raise ListError(
+            f"{path}: nothing was spoken, because {len(faults)} of {len(faults) + len(texts)} lines cannot "
+            f"be: {'; '.join(shown)}"
+        )
     return texts
 
 
@@ -152,9 +148,3 @@ def _prepare(line: ListLine, voices: ListVoices, settings: SpeakSettings, mode: 
         num_chunks=len(chunk_texts(synthesizer, line.text, voice, settings, mode)),
         num_phonemes=len(encoding.ids),
     )
-
-
-def _list_error(path: Path, faults: list[tuple[int, str]]) -> ListError:
-    shown = "; ".join(f"line {number}: {fault}" for number, fault in faults[:MAX_SHOWN_FAULTS])
-    more = f"; and {len(faults) - MAX_SHOWN_FAULTS} more" if len(faults) > MAX_SHOWN_FAULTS else ""
-    return ListError(f"{path}: nothing was spoken, because of {len(faults)} lines: {shown}{more}")

@@ -56,8 +56,8 @@ def speak_long(
         [speech] = synthesizer.speak_many([(text, voice)], settings)
         return LongSpeech(whole=speech, chunks=(speech,), texts=(text,))
     chunks = _spoken_chunks(synthesizer, texts, voice, settings, mode)
-    said = [chunk for chunk in chunks if chunk.ended != "empty"] or chunks
-    codes = torch.cat([chunk.codes for chunk in said])
+    said = [chunk for chunk in chunks if chunk.ended != "empty"]
+    codes = torch.cat([chunks[0].codes[:0], *(chunk.codes for chunk in said)])
     whole = Speech(
         wav=synthesizer.sound(codes),
         codes=codes,
@@ -65,7 +65,9 @@ def speak_long(
         seed=settings.seed,
         num_redraws=sum(chunk.num_redraws for chunk in chunks),
         text=synthesizer.encode(text, settings),
-        mean_log_prob=sum(chunk.mean_log_prob * len(chunk.codes) for chunk in said) / max(len(codes), 1),
+        mean_log_prob=sum(chunk.mean_log_prob * len(chunk.codes) for chunk in said) / len(codes)
+        if said
+        else float("-inf"),
     )
     return LongSpeech(whole=whole, chunks=tuple(chunks), texts=tuple(texts))
 

@@ -121,6 +121,13 @@ def test_speak_long_when_a_chunk_is_empty_then_the_rest_is_spoken_and_the_whole_
     assert set(speech.whole.codes[:, 0].tolist()) == set(range(len(speech.chunks))) - {1}
 
 
+def test_speak_long_when_every_chunk_is_empty_then_there_is_no_sound(voice):
+    synthesizer = ScriptedSynthesizer(ends=dict.fromkeys(range(20), "empty"))
+    speech = speak_long(synthesizer, LONG, voice, SETTINGS)
+    assert (speech.whole.ended, len(speech.whole.codes), len(speech.whole.wav)) == ("empty", 0, 0)
+    assert speech.whole.mean_log_prob == float("-inf")
+
+
 def test_speak_long_then_the_mean_log_probability_is_that_of_all_frames(voice):
     speech = speak_long(ScriptedSynthesizer(), LONG, voice, SETTINGS)
     codes = speech.whole.codes[:, 0]

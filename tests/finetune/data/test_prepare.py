@@ -1,7 +1,9 @@
 """Preparing: what is written, what is done again, which clips are left out, how the set is split."""
 
 import csv
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -130,6 +132,38 @@ def test_prepare_when_interrupted_and_run_again_then_the_same_bytes(
     shutil.rmtree(out)
     prepare(data, out, SETTINGS, toy_codec, tokenizer)
     assert files_of(out) == interrupted
+
+
+@pytest.mark.parametrize("place", ["codes", "manifest"])
+def test_prepare_when_the_disk_is_full_then_it_can_go_on_to_the_same_bytes(
+    two_clips, tmp_path, toy_codec, tokenizer, monkeypatch, place
+):
+    out = tmp_path / "out"
+    prepare(two_clips, out, SETTINGS, toy_codec, tokenizer)
+    whole = files_of(out)
+    shutil.rmtree(out)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def half_saved(file, codes, **_kwargs):
+        file.write(codes.tobytes()[:100])
+        full()
+
+    if place == "codes":
+        monkeypatch.setattr("finetune.data.encode.np.save", half_saved)
+    else:
+        monkeypatch.setattr("finetune.data.prepared.gzip.GzipFile", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(two_clips, out, SETTINGS, toy_codec, tokenizer)
+    assert [path.name for path in out.iterdir()] == ["codes"]
+    num_whole = len(list((out / "codes").iterdir()))
+    assert num_whole == (0 if place == "codes" else 2)
+    with pytest.raises(DataError, match="is not finished"):
+        load_prepared(out)
+    monkeypatch.undo()
+    assert prepare(two_clips, out, SETTINGS, toy_codec, tokenizer).num_reused == num_whole
+    assert files_of(out) == whole
 
 
 def test_prepare_when_a_recording_changes_then_only_it_is_encoded_again(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from finetune.data.import_log import GIVEN, REVIEWED
 from finetune.data.libritts import Skipped, find_clips
 from finetune.data.measures import ClipReport, measure_clip
 from finetune.data.prepare import PrepareSettings
@@ -113,6 +114,11 @@ class Diagnosis:
     def blocks(self) -> bool:
         return any(fault.blocks for fault in self.faults)
 
+    @property
+    def drafts(self) -> list[ClipReport]:
+        """The clips whose words were heard by a recognizer and read by nobody, as an import noted it."""
+        return [report for report in self.reports if report.text_source not in ("", GIVEN, REVIEWED)]
+
     def usable(self) -> list[ClipReport]:
         """The clips that no fault blocks."""
         return [
@@ -154,13 +160,17 @@ def diagnose(
 
 
 def _hear(diagnosis: Diagnosis, settings: DoctorSettings, progress: Progress) -> None:
-    """Hears the clips that have a language that is known; at most `asr_max_sec`, spread over the set."""
+    """Hears the clips that have a language that is known; at most `asr_max_sec`, spread over the set.
+
+    A text that the same recognizer heard is no measure of what it hears.
+    """
     hears = ("en",) if diagnosis.heard_by == POCKETSPHINX else None
     reports = [
         report
         for report in diagnosis.reports
         if report.sound
         and report.text
+        and report.text_source != diagnosis.heard_by
         and report.sound.speech_sec > 0
         and report.sound.seconds <= MAX_HEARD_SEC
         and (hears is None or report.text.languages == hears)

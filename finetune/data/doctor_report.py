@@ -60,6 +60,7 @@ def statistics(diagnosis: Diagnosis) -> dict:
         },
         "heard_by": diagnosis.heard_by,
         "num_heard": len(heard),
+        "num_drafts": len(diagnosis.drafts),
         "mean_error_rate": float(np.mean(heard)) if heard else None,
     }
 
@@ -205,11 +206,17 @@ def _remarks(diagnosis: Diagnosis) -> list[str]:
     num_blocking = sum(fault.blocks for fault in diagnosis.faults)
     if num_blocking:
         lines.append(f"{num_blocking} faults block: these files are of no use as they are.")
+    if diagnosis.drafts:
+        lines.append(
+            f"{len(diagnosis.drafts)} texts are what a recognizer heard, and nobody has read them: edit the "
+            "import's review.csv and give it back."
+        )
     if diagnosis.deaf:
         lines.append(f"No clip was heard against its text: {diagnosis.deaf}")
     elif diagnosis.heard_by and diagnosis.num_heard < len(diagnosis.usable()):
         lines.append(
-            f"{diagnosis.num_heard} of {len(diagnosis.usable())} clips were heard (see --asr-max-min)."
+            f"{diagnosis.num_heard} of {len(diagnosis.usable())} clips were heard against their texts by "
+            f"{diagnosis.heard_by} (not its own drafts, nor beyond --asr-max-min)."
         )
     return lines
 

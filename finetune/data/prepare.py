@@ -6,6 +6,7 @@ places at once; what stands here puts the set together from what is there, and a
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from finetune.data.assemble import SetWriter, output_folder
@@ -22,7 +23,7 @@ from finetune.data.prepared import CODES_FOLDER
 from finetune.data.splits import PrepareSettings
 from finetune.data.summary import PrepareSummary
 from vallex.codec.encodec import EncodecCodec
-from vallex.errors import ConfigError, DataError
+from vallex.errors import ConfigError, DataError, TrainingError
 from vallex.text import PhonemeTokenizer
 
 Progress = Callable[[int, int], None]
@@ -47,10 +48,10 @@ def prepare(
 
     A clip that cannot be used is left out and listed in `out/skipped.csv`. Raises DataError where the
     folders cannot be used, fewer than two clips are left, they cannot be split as asked for, or a merge
-    lacks codes.
+    lacks codes; TrainingError where the disk is full or a worker died.
     """
     clips, skipped = find_clips(data)
-    with SetWriter(data, out) as writer:
+    with _disk_faults_told(out), SetWriter(data, out) as writer:
         writer.skipped = skipped
         work = _work_of(settings, writer.out, encodes=not is_merge)
         num_done = num_missing = 0
@@ -90,10 +91,11 @@ def encode_shard(
     clips, _ = find_clips(data)
     work = _work_of(settings, output_folder(out), encodes=True)
     num_done = num_encoded = 0
-    for found in _worked_on(clips, work, codec, tokenizer, workers, share):
-        num_done += len(found)
-        num_encoded += sum(isinstance(entry, Ready) and entry.is_new for entry in found)
-        progress(num_done, -(-len(clips) // share[1]))
+    with _disk_faults_told(out):
+        for found in _worked_on(clips, work, codec, tokenizer, workers, share):
+            num_done += len(found)
+            num_encoded += sum(isinstance(entry, Ready) and entry.is_new for entry in found)
+            progress(num_done, -(-len(clips) // share[1]))
     return num_encoded, num_done
 
 
@@ -103,6 +105,18 @@ def parse_shard(shard: str) -> tuple[int, int]:
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ConfigError(f"shard {shard!r}: it must be I/N with I in 1..N, as in 1/4, 2/4, 3/4 and 4/4")
     return int(match[1]), int(match[2])
+
+
+@contextmanager
+def _disk_faults_told(out: Path | str) -> Iterator[None]:
+    """What cannot be read of a clip is told with the clip; an OSError that is left is one of writing."""
+    try:
+        yield
+    except OSError as cause:
+        raise TrainingError(
+            f"{out}: cannot be written ({cause.strerror or cause}). Mend that and run it again: what is done "
+            "stays"
+        ) from cause
 
 
 def _work_of(settings: PrepareSettings, out: Path, encodes: bool) -> ClipWork:

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from rich.console import Console
 
 from finetune.data import doctor
 from finetune.data.doctor import BLOCKS, FAULTS, DoctorSettings, diagnose
 from finetune.data.doctor_page import page_of
-from finetune.data.doctor_report import CSV_NAME, JSON_NAME, statistics, write_reports
+from finetune.data.doctor_report import CSV_NAME, JSON_NAME, doctor_view, statistics, write_reports
 from finetune.data.levels import Levels, find_speech, measure_levels
 from vallex.errors import ConfigError, DataError, WeightsError
 from vallex.inference.asr import Heard
@@ -231,6 +232,24 @@ def test_doctor_when_it_can_hear_ranks_clips_by_word_error_rate(data, speech, to
     assert {report.error_rate for report in diagnosis.reports if report.clip.id.startswith("good")} == {0.0}
     assert diagnosis.num_heard == 10
     assert statistics(diagnosis)["mean_error_rate"] == pytest.approx(0.1)
+
+
+def test_doctor_when_a_text_was_heard_by_the_same_ears_then_it_is_a_draft_and_no_measure(
+    data, tokenizer, recognizer
+):
+    sources = {"good0": "whisper-test", "good1": "pocketsphinx", "good2": "reviewed", "good3": "given"}
+    for report in diagnose(data, NO_ASR, tokenizer).reports:
+        if source := sources.get(report.clip.id):
+            report.clip.path.with_suffix(".source.txt").write_text(f"{source}\n")
+    diagnosis = diagnose(data, DoctorSettings(), tokenizer)
+    assert [report.clip.id for report in diagnosis.reports if report.error_rate is None] == ["good0"]
+    assert [report.clip.id for report in diagnosis.drafts] == ["good0", "good1"]
+    assert statistics(diagnosis)["num_drafts"] == 2
+    shown = Console(width=200, record=True, file=io.StringIO())
+    shown.print(doctor_view(diagnosis))
+    text = shown.export_text()
+    assert "2 texts are what a recognizer heard, and nobody has read them" in text
+    assert "7 of 8 clips were heard against their texts by whisper-test (not its own drafts" in text
 
 
 def test_doctor_when_hearing_is_limited_spreads_it_over_the_set(data, tokenizer, recognizer):

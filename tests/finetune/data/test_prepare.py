@@ -16,7 +16,7 @@ from finetune.data.prepared import load_prepared
 from finetune.data.summary import PERCENTILES, summary_view
 from vallex.codec import TOY_NOTICE
 from vallex.codec.audio import load_audio
-from vallex.errors import ConfigError, DataError
+from vallex.errors import ConfigError, DataError, TrainingError
 
 SETTINGS = PrepareSettings()
 WRITTEN = ("cuts_train.jsonl.gz", "cuts_valid.jsonl.gz", "prepared.json", "skipped.csv")
@@ -154,7 +154,7 @@ def test_prepare_when_the_disk_is_full_then_it_can_go_on_to_the_same_bytes(
         monkeypatch.setattr("finetune.data.encode.np.save", half_saved)
     else:
         monkeypatch.setattr("finetune.data.prepared.gzip.GzipFile", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(TrainingError, match=r"out: cannot be written \(No space left on device\)\. Mend"):
         prepare(two_clips, out, SETTINGS, toy_codec, tokenizer)
     assert [path.name for path in out.iterdir()] == ["codes"]
     num_whole = len(list((out / "codes").iterdir()))

@@ -40,7 +40,10 @@ svg line { stroke: var(--line); }
 .blocks { color: var(--bad); }
 .warns { color: var(--warn); }
 td:first-child { white-space: nowrap; }
-td.file, td.value { min-width: 10rem; }
+td.file { min-width: 18rem; }
+@media (max-width: 44rem) { .scroll thead { display: none; } .scroll tr, .scroll td { display: block; }
+  .scroll tr { border-bottom: 1px solid var(--line); padding: .35rem 0; }
+  .scroll td { border: 0; padding: 0; } .scroll td.file { min-width: 0; } }
 """
 
 

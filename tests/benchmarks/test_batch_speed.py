@@ -33,30 +33,18 @@ NUM_CUTS = 350_000
 NUM_FILES = 2_000  # of codes; more cuts share them, because 350,000 files say nothing about reading one
 GPU_TOKENS_A_SEC = 50_000
 PHONEMES_A_SEC = 14
+NAME, SPEAKER = "@name@", "@speaker@"
 BATCH_SEC = 80  # of a GPU of that rate
 
 
 def write_set(folder, num_cuts):
     """A prepared set with the lengths of read speech; every hundredth cut is for validation."""
-    draw = random.Random(0)
     (folder / CODES_FOLDER).mkdir(parents=True)
-    num_frames = []
-    for number in range(NUM_FILES):
-        frames = round(75 * min(max(draw.gammavariate(2.2, 2.6), 0.5), 14.0))
-        codes = np.random.default_rng(number).integers(0, 1024, (frames, 8), dtype=np.uint16)
-        np.save(folder / CODES_FOLDER / f"{number:040x}.npy", codes)
-        num_frames.append(frames)
+    patterns = [_pattern(folder / CODES_FOLDER, number) for number in range(NUM_FILES)]
 
     def line(number):
-        frames = num_frames[number % NUM_FILES]
-        seconds, name = frames / 75, f"{number // 150}_{number // 40}_{number % 40:06d}_000000"
-        path = f"/data/LibriTTS/train-clean-360/{number // 150}/{number // 40}/{name}.wav"
-        recording = make_recording(name, path, 24000, frames * 320, 1, seconds)
-        num_phonemes = max(1, round(PHONEMES_A_SEC * seconds))
-        ids = draw.choices(range(5, 70), k=num_phonemes)
-        text = "".join(draw.choices("abcde fghi", k=num_phonemes))
-        codes = codes_manifest(folder / CODES_FOLDER, f"{number % NUM_FILES:040x}.npy", (frames, 8))
-        return cut_line(make_cut(recording, str(number // 150), text, (ids, ["en"] * num_phonemes), codes))
+        name = f"{number // 150}_{number // 40}_{number % 40:06d}_000000"
+        return patterns[number % NUM_FILES].replace(NAME, name).replace(SPEAKER, str(number // 150))
 
     splits = {"valid": range(0, num_cuts, 100), "train": (n for n in range(num_cuts) if n % 100)}
     for split, numbers in splits.items():
@@ -79,6 +67,23 @@ def write_set(folder, num_cuts):
     )
     write_info(folder, info)
     return folder
+
+
+def _pattern(codes_folder, number):
+    """A file of codes, and the manifest's line of its cut but for name and speaker."""
+    draw = random.Random(number)
+    num_frames = round(75 * min(max(draw.gammavariate(2.2, 2.6), 0.5), 14.0))
+    codes = np.random.default_rng(number).integers(0, 1024, (num_frames, 8), dtype=np.uint16)
+    file = f"{number:040x}.npy"
+    np.save(codes_folder / file, codes)
+    seconds = num_frames / 75
+    num_phonemes = max(1, round(PHONEMES_A_SEC * seconds))
+    phonemes = draw.choices(range(5, 70), k=num_phonemes), ["en"] * num_phonemes
+    text = "".join(draw.choices("abcde fghi", k=num_phonemes))
+    path = f"/data/LibriTTS/train-clean-360/{SPEAKER}/1/{NAME}.wav"
+    recording = make_recording(NAME, path, 24000, num_frames * 320, 1, seconds)
+    manifest = codes_manifest(codes_folder, file, codes.shape)
+    return cut_line(make_cut(recording, SPEAKER, text, phonemes, manifest))
 
 
 def open_and_take_one(folder):

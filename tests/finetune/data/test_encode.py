@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from finetune.data.cuts import table_of
 from finetune.data.encode import ClipWork, WorkerSettings, plan_batches, work_in_workers, work_on
 from finetune.data.libritts import find_clips
 from finetune.data.prepare import PrepareSettings, encode_shard, parse_shard, prepare
 from finetune.data.prepared import load_prepared
 from vallex.errors import ConfigError, DataError, TrainingError
+from vallex.text import PHONEMIZERS
 
 SETTINGS = PrepareSettings()
 TOY = WorkerSettings(toy=True)
@@ -34,11 +37,20 @@ def die(*_task):
     os.abort()
 
 
+def to_phonemes(text):
+    """A language of one's own, which workers have to know too."""
+    return "ha" * len(text)
+
+
 def codes_of(out):
     return {path.name: path.read_bytes() for path in sorted((out / "codes").iterdir())}
 
 
-def test_prepare_with_workers_gives_the_set_of_one_process(corpus, tmp_path, toy_codec, tokenizer):
+def test_prepare_with_workers_gives_the_set_of_one_process(
+    corpus, tmp_path, toy_codec, tokenizer, monkeypatch
+):
+    monkeypatch.setitem(PHONEMIZERS, "ko", to_phonemes)
+    (corpus / "train/anna/1/a.normalized.txt").write_text("[KO]안녕[KO]", encoding="utf-8")
     alone = prepare(corpus, tmp_path / "alone", SETTINGS, toy_codec, tokenizer)
     seen = []
     workers = WorkerSettings(toy=True, num_workers=2)
@@ -49,6 +61,16 @@ def test_prepare_with_workers_gives_the_set_of_one_process(corpus, tmp_path, toy
     assert codes_of(tmp_path / "both") == codes_of(tmp_path / "alone")
     assert (both.num_encoded, both.num_reused, both.skipped) == (4, 0, {"audio unreadable": 1})
     assert seen == [(n, 5) for n in range(1, 6)]
+    assert "ko" in table_of(load_prepared(tmp_path / "both").train).languages
+
+
+def test_work_in_workers_when_a_phonemizer_cannot_go_there_then_says_what_to_do(tokenizer, monkeypatch):
+    monkeypatch.setitem(PHONEMIZERS, "ko", lambda text: "ha")
+    work = ClipWork(folder=Path("codes"), limits_sec=(0.5, 14.0), language="auto")
+    with pytest.raises(
+        ConfigError, match=r"phonemizers of ko: a worker process cannot .* one worker on the CPU"
+    ):
+        list(work_in_workers([], work, TOY, "f" * 64, tokenizer))
 
 
 def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec, tokenizer):

@@ -203,14 +203,15 @@ def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
 
 
 def checkpoint_names(run_dir: Path) -> list[str]:
-    """What can stand behind RUN@, steps last."""
+    """What can stand behind RUN@: chosen, best, last, then steps."""
     folder = run_dir / "checkpoints"
     stems = [path.stem for path in folder.glob("*.safetensors")]
     stems += [path.parent.name for path in folder.glob(f"*/{ADAPTER_FILE}")]
     found = {match[1] for stem in stems if (match := re.fullmatch(r"n?ar-(?:step-)?(best|last|\d+)", stem))}
     if find_run_checkpoint(run_dir, "chosen") is not None:
         found.add("chosen")
-    return sorted(found, key=lambda name: (name.isdigit(), int(name) if name.isdigit() else 0, name))
+    named = [name for name in ("chosen", "best", "last") if name in found]
+    return named + sorted(found - set(named), key=int)
 
 
 def read_config(run_dir: Path | str) -> dict:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from finetune.page.settings import PageSettings
-from finetune.results import list_runs
+from finetune.results import checkpoint_names, list_runs
 from vallex.errors import CheckpointError, WeightsError
 from vallex.model.adapter import load_adapted
 from vallex.model.checkpoint import load_model
@@ -46,7 +46,7 @@ def list_choices(settings: PageSettings) -> list[Choice]:
             choices.append(Choice(name=path.name, path=path))
     for result in reversed(list_runs(settings.runs_dir).results):
         run_dir = settings.runs_dir / result.name
-        for which in ("chosen", "best", "last"):
+        for which in checkpoint_names(run_dir):
             if (path := find_run_checkpoint(run_dir, which)) is not None:
                 choices.append(Choice(name=f"{result.name}@{which}", path=path))
     return choices

@@ -145,7 +145,24 @@ def read_result(run_dir: Path | str) -> RunResult:
     values |= {"name": run_dir.resolve().name, "phases": [PhaseResult(**stage) for stage in stages]}
     values |= {"evaluation": evaluation} | ({"evaluation_note": damage} if damage else {})
     result = RunResult(**values)
-    return _interrupted(result) if _process_is_gone(result) else result
+    is_cut_off = result.status == "running" and process_lives(result) is False
+    return _interrupted(result) if is_cut_off else result
+
+
+def process_lives(result: RunResult) -> bool | None:
+    """Whether the process that ran a run is still there; None where that cannot be told from this machine."""
+    who = result.process or {}
+    if who.get("host") != socket.gethostname():
+        return None
+    try:
+        process = psutil.Process(int(who["pid"]))
+        # the start is worked out from the clock, which may have been set since
+        same = abs(process.create_time() - float(who["start"])) < 2.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return None
 
 
 def list_runs(runs_dir: Path | str) -> RunLog:
@@ -345,22 +362,6 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _process_is_gone(result: RunResult) -> bool:
-    """Whether a run that says that it runs is known not to: its process was on this machine, and is over."""
-    who = result.process or {}
-    if result.status != "running" or who.get("host") != socket.gethostname():
-        return False
-    try:
-        process = psutil.Process(int(who["pid"]))
-        # the start is worked out from the clock, which may have been set since
-        same = abs(process.create_time() - float(who["start"])) < 2.0
-        return not same or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return False
 
 
 def _interrupted(result: RunResult) -> RunResult:

@@ -57,7 +57,7 @@ def runs_list(
     if not as_json and not as_csv:
         from rich.console import Console
 
-        from finetune.tables import runs_table
+        from finetune.log.tables import runs_table
 
         Console().print(runs_table(log, found, chosen))
         return
@@ -91,8 +91,8 @@ def runs_show(run: Run, runs: RunsDir = Path("runs"), as_json: AsJson = False) -
 
 def show_run(path: Path, console) -> None:
     """Prints one run's tables."""
+    from finetune.log.tables import run_tables
     from finetune.results import read_note, read_result
-    from finetune.tables import run_tables
 
     console.print(run_tables(read_result(path), read_note(path)))
 
@@ -113,8 +113,8 @@ def runs_compare(
     from rich.console import Console
 
     from finetune.log.comparison import compare
+    from finetune.log.tables import comparison_tables
     from finetune.results import resolve_run
-    from finetune.tables import comparison_tables
 
     comparison = compare(*(resolve_run(run, runs) for run in named))
     if as_json:

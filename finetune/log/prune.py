@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.results import CONFIG_FILE, RESULT_FILE, RunResult, read_result, run_folders
+from finetune.results import CONFIG_FILE, RESULT_FILE, RunResult, process_lives, read_result, run_folders
 from vallex.errors import RunError
 from vallex.files import TEMPORARY_PREFIX, sha256_of
 from vallex.model.runs import ADAPTER_FILE
@@ -106,10 +106,13 @@ def _plan(run_dir: Path, needed: _Needed) -> Pruning:
 
 def _reason_to_leave(run_dir: Path) -> str | None:
     try:
-        status = read_result(run_dir).status
+        result = read_result(run_dir)
     except RunError as error:
         return f"its result cannot be read: {error}"
-    return "it is running" if status == "running" else None
+    if result.status == "running":
+        return "it is running"
+    # after the training come the scores, by any checkpoint
+    return f"its process, {result.process['pid']}, has not ended" if process_lives(result) else None
 
 
 def _why_kept(path: Path, stage: str, which: str, result: RunResult, needed: _Needed) -> str | None:

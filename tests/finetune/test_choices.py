@@ -14,9 +14,9 @@ from finetune.data.dataset import BatchSettings, CodesDataset, valid_batches
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.evaluate import evaluate
+from finetune.log.tables import run_tables
 from finetune.results import read_result, resolve_checkpoint
 from finetune.run import finetune
-from finetune.tables import run_tables
 from vallex.errors import CheckpointError, ConfigError, TrainingError
 from vallex.model.checkpoint import load_model, save_model
 from vallex.text import TextCollator

@@ -80,8 +80,10 @@ def test_prune_leaves_a_running_and_a_damaged_run_alone(make_run, planned):
     running = make_run("anna", checkpoints=ALL, status="running", process=this_process())
     damaged = make_run("bert", checkpoints=ALL)
     (damaged / "result.json").write_text("{")
-    first, second = planned(running, damaged)
+    scored = make_run("cora", checkpoints=ALL, process=this_process())
+    first, second, third = planned(running, damaged, scored)
     assert (first.paths, first.left_alone) == ([], "it is running")
+    assert third.paths == [] and third.left_alone == f"its process, {os.getpid()}, has not ended"
     assert second.paths == [] and "its result cannot be read: " in second.left_alone
 
 

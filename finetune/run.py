@@ -20,7 +20,7 @@ from finetune.environment import describe_machine
 from finetune.model_setup import check_groups, set_collation
 from finetune.optim import optimizer_class
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
-from finetune.run_folder import AdapterOrigin, RunFolder
+from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
 from finetune.train import StopRequest, train_stage
 from finetune.trainer import TrainState, make_accelerator
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
@@ -249,24 +249,21 @@ def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
 
 
 def _open_folder(path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, resume: bool) -> RunFolder:
-    begun = _new_result(spec, model, data)
+    begun = replace(_new_result(spec, model, data), process=this_process())
     if not resume:
-        path.mkdir(parents=True)
-        folder = RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
-        folder.write_settings(spec.settings())
-        folder.write(process=this_process())
-        return folder
-    result = read_result(path)
-    for what, then, now in (("data", result.data, begun.data), ("checkpoint", result.init, begun.init)):
-        if then["fingerprint"] != now["fingerprint"]:
-            raise RunError(
-                f"run {spec.name!r}: its {what} {now['path']} was changed since it began; begin another run, "
-                "or put back what was there"
-            )
-    remove_temporaries(path)
-    folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
-    phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
-    folder.write(status="running", phases=phases, process=this_process(), error=None)
+        begin_folder(path, spec.settings(), begun)
+        return RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
+    with taking_up(path) as result:
+        for what, then, now in (("data", result.data, begun.data), ("checkpoint", result.init, begun.init)):
+            if then["fingerprint"] != now["fingerprint"]:
+                raise RunError(
+                    f"run {spec.name!r}: its {what} {now['path']} was changed since it began; begin another "
+                    "run, or put back what was there"
+                )
+        remove_temporaries(path)
+        folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
+        phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
+        folder.write(status="running", phases=phases, process=this_process(), error=None)
     return folder
 
 

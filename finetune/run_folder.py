@@ -12,12 +12,15 @@ import json
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.results import PhaseResult, RunResult, write_result
+from filelock import FileLock
+
+from finetune.results import CONFIG_FILE, PhaseResult, RunResult, read_result, write_result
 from vallex.errors import RunError
 from vallex.files import atomic_write
 from vallex.model.runs import checkpoint_file
@@ -59,10 +62,6 @@ class RunFolder:
         self.is_writer = is_writer
         self.adapter_stages = adapter_stages
         self.adapter_origin: AdapterOrigin | None = None
-
-    def write_settings(self, settings: dict) -> None:
-        """What the run was asked to do, in full; it never changes."""
-        write_json(self.path / "config.json", settings)
 
     def log(self, line: dict) -> None:
         """Appends a line to metrics.jsonl."""
@@ -212,6 +211,41 @@ class RunFolder:
         kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def begin_folder(path: Path, settings: dict, result: RunResult) -> None:
+    """Makes a run's folder, whole from its first moment; of two that begin the same one comes too late.
+
+    errors: RunError where there is a folder of the name
+    """
+    made = path.with_name(f".begun-{path.name}-{os.getpid()}")
+    made.mkdir(parents=True)
+    try:
+        write_json(made / CONFIG_FILE, settings)
+        write_result(made, result)
+        made.rename(path)
+    except OSError as error:
+        shutil.rmtree(made, ignore_errors=True)
+        if path.exists():
+            raise RunError(
+                f"run {path.name!r}: {path} is there already; take another --name, or go on with it: --resume"
+            ) from error
+        raise
+
+
+@contextmanager
+def taking_up(path: Path) -> Iterator[RunResult]:
+    """The result of a run that nobody else takes up meanwhile; RunError where it is running."""
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        try:
+            result = read_result(path)
+            if result.status == "running":
+                raise RunError(f"run {path.name!r}: it is running; stop it first (Ctrl-C where it runs)")
+            yield result
+        finally:
+            # who waits for it sees that its name is gone, and takes a new one
+            lock.unlink(missing_ok=True)
 
 
 def _link(source: Path, target: Path) -> None:

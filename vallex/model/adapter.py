@@ -16,10 +16,11 @@ from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model,
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vallex.errors import CheckpointError
 from vallex.files import atomic_write
+from vallex.model.adapted_linear import AdaptedLinear
 from vallex.model.checkpoint import load_model
 from vallex.model.config import ADAPTER_TARGETS, ModelConfig
 from vallex.model.network import VALLE
@@ -117,6 +118,7 @@ def add_adapter(model: VALLE, stage: str, settings: AdapterSettings) -> None:
         lora_dropout=settings.dropout,
         target_modules=targets,
     )
+    config._register_custom_module({nn.Linear: AdaptedLinear})
     inject_adapter_in_model(config, model, _NAME)
 
 

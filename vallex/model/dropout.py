@@ -54,8 +54,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float)
     returns: [B, H, L, D/H] float
     """
     if rate > 0 and _is_own_kernel_better(q):
-        bias = q.new_zeros(1) if mask is None else q.new_zeros(1).where(mask, -math.inf)
-        return _DropoutAttention.apply(q, k, v, bias.expand(len(q), 1, q.shape[2], k.shape[2]), rate)
+        shown = q.new_ones(1, dtype=torch.bool) if mask is None else mask
+        return _DropoutAttention.apply(q, k, v, shown.expand(len(q), 1, q.shape[2], k.shape[2]), rate)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
 
 
@@ -124,14 +124,14 @@ class _DropoutAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, rate: float) -> Tensor:
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, shown: Tensor, rate: float) -> Tensor:
         batch, heads, length, width = q.shape
         # in memory [B, L, H, D/H], which is how it is read next
         out = q.new_empty(batch, length, heads, width).transpose(1, 2)
         row_logs = torch.empty(batch, heads, length, 1)
         kept = torch.empty(batch, heads, length, k.shape[2], dtype=torch.int8)
         for b in range(batch):
-            weights = _scores(q[b], k[b], bias[b])
+            weights = _scores(q[b], k[b], shown[b])
             largest = weights.amax(dim=-1, keepdim=True)
             weights.sub_(largest).exp_()
             sums = weights.sum(dim=-1, keepdim=True)
@@ -140,18 +140,18 @@ class _DropoutAttention(torch.autograd.Function):
             weights.mul_(kept[b].float())
             torch.div(torch.bmm(weights.to(v.dtype), v[b]), sums * (1 - rate), out=out[b])
         ctx.rate = rate
-        ctx.save_for_backward(q, k, v, bias, out, row_logs, kept)
+        ctx.save_for_backward(q, k, v, shown, out, row_logs, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v, bias, out, row_logs, kept = ctx.saved_tensors
+        q, k, v, shown, out, row_logs, kept = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
         # what the softmax takes from each row: the sum of its weights times their gradients
         taken = (grad.float() * out).sum(dim=-1, keepdim=True)
         for b in range(len(q)):
-            weights = _scores(q[b], k[b], bias[b]).sub_(row_logs[b]).exp_()
+            weights = _scores(q[b], k[b], shown[b]).sub_(row_logs[b]).exp_()
             dropped = _scaled_mask(kept[b], weights.dtype, ctx.rate)
             grad_scores = torch.bmm(grad[b], v[b].transpose(1, 2)).float()
             grad_scores.mul_(dropped).sub_(taken[b]).mul_(weights).mul_(q.shape[-1] ** -0.5)
@@ -163,6 +163,7 @@ class _DropoutAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
+def _scores(q: Tensor, k: Tensor, shown: Tensor) -> Tensor:
     """What the softmax is of, for one utterance: [H, L, M] float32."""
+    bias = q.new_zeros(1).where(shown, -math.inf)
     return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).float()

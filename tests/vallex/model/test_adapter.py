@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import Linear
 from safetensors.torch import load_file
 
 from vallex.errors import CheckpointError
+from vallex.model.adapted_linear import AdaptedLinear
 from vallex.model.adapter import (
     AdapterSettings,
     add_adapter,
@@ -28,6 +30,12 @@ from vallex.model.runs import ADAPTER_FILE
 from vallex.model.toy import toy_model
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Adapters begin with drawn weights."""
+    torch.manual_seed(0)
+
+
 def build(seed: int = 0, **changes) -> VALLE:
     settings = {"d_model": 32, "num_heads": 2, "num_layers": 2, "num_text_tokens": 80} | changes
     with torch.random.fork_rng(devices=[]):
@@ -44,13 +52,19 @@ def train_a_bit(model: VALLE) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
 
 
-def losses(model: VALLE) -> list[float]:
+def batch() -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(5, 70, (2, 9), generator=generator)
     codes = torch.randint(0, 1024, (2, 20, 8), generator=generator)
-    batch = (text, torch.tensor([9, 7]), codes, torch.tensor([20, 15]), torch.tensor([0, 1]))
+    return text, torch.tensor([9, 7]), codes, torch.tensor([20, 15]), torch.tensor([0, 1])
+
+
+def losses(model: VALLE) -> list[float]:
     with torch.inference_mode():
-        return [model.ar_loss(*batch).loss.item(), model.nar_loss(*batch, stage=3, prefix_len=4).loss.item()]
+        return [
+            model.ar_loss(*batch()).loss.item(),
+            model.nar_loss(*batch(), stage=3, prefix_len=4).loss.item(),
+        ]
 
 
 @pytest.fixture
@@ -85,6 +99,30 @@ def test_adapter_when_new_computes_what_the_base_does_and_trains_alone(base_file
         trained = [name for name, p in model.named_parameters() if p.requires_grad]
         assert len(trained) == 2 * 2 * 2  # layers, targets, A and B
         assert all(name.startswith(f"{stage}.decoder.layers.") and ".lora_" in name for name in trained)
+
+
+def adapter_gradients(model: VALLE, layer: type, *, autocast: bool) -> torch.Tensor:
+    """Of all adapter weights, in a row, where the adapted layers are of this class."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.__class__ = layer
+    model.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model.ar_loss(*batch()).loss
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+
+def test_adapter_when_trained_then_has_the_gradients_of_peft_itself(adapted):
+    model, _ = adapted
+    model.train()
+    model.set_dropout(0.0)
+    exact = adapter_gradients(model, Linear, autocast=False)
+    torch.testing.assert_close(adapter_gradients(model, AdaptedLinear, autocast=False), exact)
+    errors = [
+        (adapter_gradients(model, layer, autocast=True) - exact).norm() for layer in (AdaptedLinear, Linear)
+    ]
+    assert errors[0] < 1.2 * errors[1]
 
 
 def test_adapter_never_sits_on_a_head_or_an_embedding(base_file):

@@ -111,7 +111,7 @@ def test_finetune_with_smoke_ends_done_and_below_the_untouched_model(tuned, run)
         assert 0 < row["best_loss"] < row["base_loss"]
         assert 0 <= row["base_top10"] <= 1 and 0 <= row["best_top10"] <= 1
     assert "AR base, the untouched model" in tuned.out
-    assert len(tuned.out.splitlines()) < 60  # no bar and no line a step where there is no terminal
+    assert len(tuned.out.splitlines()) < 80  # no bar and no line a step where there is no terminal
 
 
 def test_finetune_when_done_then_the_run_folder_is_whole(tuned, home):
@@ -140,8 +140,8 @@ def test_runs_compare_shows_the_differing_rate_and_both_results(tuned, run):
     comparison = json.loads(run("runs", "compare", "first", "second", "--json").out)
     assert comparison["settings"]["nar.lr"] == [5e-4, 1e-4]
     assert comparison["settings"]["ar.max_steps"] == [30, 2]
-    best = {row["phase"]: row for row in comparison["metrics"] if row["metric"] == "best_loss"}
-    assert best["ar"]["a"] < best["ar"]["b"] and best["nar"]["a"] < best["nar"]["b"]
+    best = {row["phase"]: row["values"] for row in comparison["metrics"] if row["metric"] == "best_loss"}
+    assert best["ar"][0] < best["ar"][1] and best["nar"][0] < best["nar"][1]
 
 
 def test_runs_show_of_a_run_names_its_checkpoints(tuned, run):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.log.listing import Entry, rows
 from finetune.results import PHASES, RunResult, all_settings, metric, read_note, read_result
-from finetune.scoring.scores import BASE, SCORES, Evaluation, judged_system
+from finetune.scoring.scores import BASE, CODEC_COPIES, RECORDINGS, SCORES, Evaluation, judged_system
 from vallex.errors import ConfigError
 
 METRICS = ("status", "steps", "seconds", "base_loss", "best_loss", "base_top10", "best_top10")
@@ -26,6 +26,7 @@ class ScoreRow:
     title: in words
     judge: who gave it; None where it needs nobody
     base: of the untouched model, None where the runs began with different ones
+    ceiling: of the recordings of the same sentences, and of their copies through the codec; may be empty
     values: the mean of each run's judged checkpoint
     to_base, to_first: {"mean", "low", "high", "num_pairs", "verdict"} of its difference from the untouched
         model and from the first run, None for a gap
@@ -35,6 +36,7 @@ class ScoreRow:
     title: str
     judge: str | None
     base: float | None
+    ceiling: dict[str, float]
     values: list[float | None]
     to_base: list[dict | None]
     to_first: list[dict | None]
@@ -142,6 +144,11 @@ def _score_row(results: Sequence[RunResult], score: str, gaps: list[str]) -> Sco
         title=title,
         judge=judge_of(there[0], score),
         base=_system_mean(there[0], BASE, score) if len(bases) == 1 else None,
+        ceiling={
+            name: value
+            for name in (RECORDINGS, CODEC_COPIES)
+            if (value := _system_mean(there[0], name, score)) is not None
+        },
         values=[one and _system_mean(one, judged_system(one), score) for one in kept],
         to_base=[one and one.differences[judged_system(one)].get(score) for one in kept],
         to_first=[_to_first(there[0], one, score) for one in kept],
@@ -210,6 +217,7 @@ def _loss_row(results: Sequence[RunResult], kind: str, half: str) -> ScoreRow | 
         title=f"{half.upper()} loss, {where}",
         judge=None,
         base=None,
+        ceiling={},
         values=[None] * len(found),
         to_base=found,
         to_first=[None] * len(found),

@@ -133,6 +133,7 @@ def _score(row: ScoreRow, runs: Sequence[RunResult]) -> str:
         facts.append("nats a target, lower is better")
     if row.base is not None:
         facts.append(f"untouched model {number(row.base)}")
+    facts += [f"{name} {number(value)}" for name, value in row.ceiling.items()]
     reach = max((abs(x) for one in row.to_base for x in _ends(one)), default=0.0) or 1.0
     # where nothing is known of a run, the lines above say so
     shown = [place for place, run in enumerate(runs) if run.evaluation]

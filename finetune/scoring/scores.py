@@ -168,8 +168,13 @@ def _difference_faults(own: object) -> list[str]:
     return [
         f"[{score!r}] is {_short(one)}"
         for score, one in own.items()
-        if not _has(one, {"num_pairs": int}) or one.get("verdict") not in VERDICTS
+        if not _has(one, {"num_pairs": int}) or one.get("verdict") not in VERDICTS or not _has_figures(one)
     ]
+
+
+def _has_figures(one: dict) -> bool:
+    kinds = int | float | None
+    return all(key in one and isinstance(one[key], kinds) for key in ("mean", "low", "high"))
 
 
 def _has(value: object, types: dict[str, type]) -> bool:

@@ -122,6 +122,10 @@ def test_write_result_with_an_evaluation_then_read_result_gives_the_same(runs_di
             {"differences": {"nar-best": {"overall": DIFFERENCE | {"verdict": "great"}}}},
             "evaluation.differences['nar-best']['overall'] is {",
         ),
+        (
+            {"differences": {"nar-best": {"overall": DIFFERENCE | {"mean": "much"}}}},
+            "evaluation.differences['nar-best']['overall'] is {'mean': 'much'",
+        ),
         ({"teacher_forced": {"valid": 1}}, "evaluation.teacher_forced['valid'] is 1"),
     ],
 )

@@ -147,6 +147,15 @@ def test_sentences_begin_with_the_recording_and_tell_faults(make_run, better):
     assert (first.label, first.remarks[:2]) == ("recording", ["nothing was said", "heard: (nothing)"])
 
 
+def test_page_tells_the_ceiling_beside_the_untouched_model(make_run, better, report):
+    systems = better.systems | {
+        "recordings": better.systems["base"] | {"means": {"error_rate": 0.05}},
+        "codec copies": better.systems["base"] | {"means": {"error_rate": 0.075}},
+    }
+    page, _ = report(make_run("anna", evaluation=replace(better, systems=systems)))
+    assert "lower is better, untouched model 0.309, recordings 0.050, codec copies 0.075" in page.text
+
+
 # the page
 
 

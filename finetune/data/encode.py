@@ -45,7 +45,7 @@ class WorkerSettings:
 
     devices: torch names, "cpu" or "cuda:0"; num_workers: processes on each
     toy, checkpoints_dir: of the codec that each of them loads
-    batch_sec: sound encoded together, with its padding; None for clips one by one unless there is a GPU
+    batch_sec: sound encoded together, with its padding; None for what `usual_batch_sec` says
     """
 
     devices: tuple[str, ...] = ("cpu",)
@@ -53,12 +53,6 @@ class WorkerSettings:
     toy: bool = False
     checkpoints_dir: Path = Path("checkpoints")
     batch_sec: float | None = None
-
-    @property
-    def sound_together_sec(self) -> float:
-        if self.batch_sec is not None:
-            return self.batch_sec
-        return _GPU_BATCH_SEC if any(name != "cpu" for name in self.devices) else 0.0
 
     def __post_init__(self):
         faults = [] if self.num_workers >= 1 else [f"workers is {self.num_workers}; it must be at least 1"]
@@ -103,6 +97,11 @@ class Ready:
         phonemes = self.encoding.ids, self.encoding.languages
         manifest = codes_manifest(folder, self.codes_name, self.codes.shape)
         return make_cut(self.recording, self.clip.speaker, self.clip.text, phonemes, manifest)
+
+
+def usual_batch_sec(devices: Sequence[str]) -> float:
+    """A minute of clips at once where one of the devices is a GPU, clip by clip (0) on the CPU alone."""
+    return _GPU_BATCH_SEC if any(name.startswith("cuda") for name in devices) else 0.0
 
 
 def plan_batches(clips: Sequence[Clip], batch_sec: float) -> list[list[Clip]]:

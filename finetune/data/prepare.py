@@ -15,6 +15,7 @@ from finetune.data.encode import (
     Ready,
     WorkerSettings,
     plan_batches,
+    usual_batch_sec,
     work_in_workers,
     work_on,
 )
@@ -43,7 +44,7 @@ def prepare(
     """Prepares the clips of `data` in the folder `out`, doing only what is not there already.
 
     codec: of `vallex.codec.load_codec`; tokenizer: a PhonemeTokenizer
-    workers: who works; None is this process, which encodes clip by clip
+    workers: who works; None is this process
     is_merge: encode nothing; put together what shards encoded
 
     A clip that cannot be used is left out and listed in `out/skipped.csv`. Raises DataError where the
@@ -137,10 +138,13 @@ def _worked_on(
     share: tuple[int, int] = (1, 1),
 ) -> Iterator[list[Ready | Skipped]]:
     """What becomes of the clips, of the I-th batch of every N on, here or in workers."""
+    devices = (codec.device.type,) if workers is None else workers.devices
+    batch_sec = None if workers is None else workers.batch_sec
+    batches = plan_batches(clips, usual_batch_sec(devices) if batch_sec is None else batch_sec)
     index, count = share
-    if workers is None:
-        for clip in clips[index - 1 :: count]:
-            yield work_on([clip], work, codec, codec.fingerprint, tokenizer)
-    else:
-        batches = plan_batches(clips, workers.sound_together_sec)[index - 1 :: count]
+    batches = batches[index - 1 :: count]
+    if workers is not None:
         yield from work_in_workers(batches, work, workers, codec.fingerprint, tokenizer)
+        return
+    for batch in batches:
+        yield work_on(batch, work, codec, codec.fingerprint, tokenizer)

@@ -30,7 +30,7 @@ class CountingCodec:
         self.stop_after = stop_after
         self.num_encoded = 0
         self.name, self.is_toy, self.fingerprint = codec.name, codec.is_toy, codec.fingerprint
-        self.sample_rate_hz = codec.sample_rate_hz
+        self.sample_rate_hz, self.device = codec.sample_rate_hz, codec.device
 
     def encode(self, wav):
         if self.num_encoded == self.stop_after:

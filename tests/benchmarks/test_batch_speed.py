@@ -88,12 +88,16 @@ def _pattern(codes_folder, number):
 
 def open_and_take_one(folder):
     """In a process of its own: seconds from the manifest to the first batch, and the peak memory."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     dataset = CodesDataset(load_prepared(folder).train, TextCollator())
     batch = next(iter(train_batches(dataset, BatchSettings(max_duration_sec=20), epoch=0)))
-    taken_sec = time.perf_counter() - start
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    print(json.dumps({"seconds": taken_sec, "peak_mb": peak_mb, "num_clips": len(batch.ids)}))
+    found = {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu_start,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "num_clips": len(batch.ids),
+    }
+    print(json.dumps(found))
 
 
 def test_350_000_cuts_give_their_first_batch_in_20_seconds_and_a_gigabyte(tmp_path):
@@ -103,7 +107,8 @@ def test_350_000_cuts_give_their_first_batch_in_20_seconds_and_a_gigabyte(tmp_pa
     )
     found = json.loads(ran.stdout.splitlines()[-1])
     print(
-        f"{NUM_CUTS} cuts: the first batch after {found['seconds']:.1f} s, {found['peak_mb']:.0f} MB at most"
+        f"{NUM_CUTS} cuts: the first batch after {found['seconds']:.1f} s ({found['cpu_seconds']:.1f} s of "
+        f"the processor's), {found['peak_mb']:.0f} MB at most"
     )
     assert found["num_clips"] >= 1
     assert found["seconds"] < 20

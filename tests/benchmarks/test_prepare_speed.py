@@ -1,6 +1,7 @@
 """Preparing against the bare forward of EnCodec over the same sound, in turn on the same core: 85 % or more.
 
-The codec has its true size and random weights. Run it alone:
+The codec has its true size and random weights. What counts is the processor's time, which others on the
+machine hardly change; the time on the clock is told beside it. Run it alone:
 pytest -m slow -s tests/benchmarks/test_prepare_speed.py
 """
 
@@ -43,13 +44,16 @@ def test_prepare_runs_at_85_percent_of_the_bare_codec(shared, tmp_path, one_thre
         summary = prepare(data, tmp_path / str(round_), PrepareSettings(), codec, tokenizer)
         assert summary.num_encoded == len(wavs)
 
-    taken: dict = {bare: [], ours: []}
+    clock, processor = {bare: [], ours: []}, {bare: [], ours: []}
     for round_ in range(ROUNDS):
-        for work in taken:
-            start = time.perf_counter()
+        for work in clock:
+            start, processor_start = time.perf_counter(), time.process_time()
             work(round_)
-            taken[work].append(time.perf_counter() - start)
-    share = min(taken[bare]) / min(taken[ours])
-    print(f"{audio_sec:.0f} s of sound: prepared at {audio_sec / min(taken[ours]):.1f} times real time,")
-    print(f"{share:.0%} of the bare codec's {audio_sec / min(taken[bare]):.1f}")
-    assert share >= 0.85
+            clock[work].append(time.perf_counter() - start)
+            processor[work].append(time.process_time() - processor_start)
+    shares = [min(taken[bare]) / min(taken[ours]) for taken in (processor, clock)]
+    print(
+        f"{audio_sec:.0f} s of sound, {audio_sec / min(clock[ours]):.1f} times real time: {shares[0]:.0%} of "
+        f"the bare codec's speed by the processor's time, {shares[1]:.0%} by the clock"
+    )
+    assert shares[0] >= 0.85

@@ -13,6 +13,7 @@ from finetune.page.checkpoints import find_choice, list_choices
 from finetune.page.settings import PageSettings
 from finetune.results import read_result, write_result
 from finetune.run import finetune
+from finetune.scoring.run_scores import ScoreSettings, find_target
 from vallex.errors import CheckpointError
 from vallex.model.checkpoint import load_model
 
@@ -69,6 +70,13 @@ def test_finetune_begins_with_the_checkpoint_of_a_name(vallex, folder, tiny_prep
 def test_say_speaks_by_the_checkpoint_of_a_name(vallex, tmp_path, ref):
     vallex("say", "Hi.", "--checkpoint", ref, "--offline-toy", "-o", tmp_path / "x.wav")
     assert (tmp_path / "x.wav").stat().st_size > 44
+
+
+@pytest.mark.parametrize("ref", [ref for ref in STEPS if "@" in ref])
+def test_evaluate_scores_the_checkpoint_of_a_name(folder, ref):
+    target = find_target(ref, folder / "runs", base=None, prepared=None, settings=ScoreSettings())
+    [file] = target.files.values()
+    assert file.samefile(folder / "runs" / "anna" / "checkpoints" / f"nar-step-{STEPS[ref]}.safetensors")
 
 
 def test_page_offers_and_takes_every_checkpoint_of_a_run(folder):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from finetune.log.votes import read_votes, tally
 from finetune.results import PhaseResult, RunResult, all_settings, metric, read_note
-from finetune.scoring.scores import SCORES, judged_system
+from finetune.scoring.scores import BETTER, NO_DIFFERENCE, SCORES, UNKNOWN, WORSE, judged_system
 from vallex.errors import ConfigError, RunError
 
 DEFAULT_COLUMNS = (
@@ -29,6 +29,7 @@ DEFAULT_COLUMNS = (
     "best_top10",
 )
 _FILTER = re.compile(r"\s*([\w.-]+?)\s*(!=|<=|>=|=|<|>|~)\s*(.*?)\s*", re.DOTALL)
+_VERDICTS_UPWARDS = (UNKNOWN, WORSE, NO_DIFFERENCE, BETTER)
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -253,7 +254,9 @@ def _number(text: str) -> float | None:
 
 
 def _order(value: object) -> tuple:
-    """Numbers before texts; truth as a number."""
+    """Numbers before texts, truth as a number; a better verdict after a worse one."""
+    if value in _VERDICTS_UPWARDS:
+        return (1, _VERDICTS_UPWARDS.index(value), "")
     return (0, value, "") if isinstance(value, int | float) else (1, 0, _folded(value))
 
 

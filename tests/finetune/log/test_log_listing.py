@@ -162,6 +162,13 @@ def test_select_and_columns_that_are_wrong_are_explained(three, call, message):
         call(three)
 
 
+def test_select_by_verdict_goes_from_worse_to_better(make_run, runs_dir, better):
+    for number, verdict in enumerate(("no difference", "better", "worse")):
+        make_run(f"run{number}", evaluation=replace(better, verdict=verdict))
+    order = [entry.result.evaluation.verdict for entry in select(found(runs_dir), "-verdict")[::2]]
+    assert order == ["better", "no difference", "worse"]
+
+
 VALUES = st.one_of(st.none(), st.integers(-5, 5), st.floats(-2, 2))
 
 

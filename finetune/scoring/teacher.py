@@ -168,7 +168,7 @@ def _batches(order: Sequence[int], spoken: Sequence[Spoken]) -> list[list[int]]:
 
 
 def _row_sums(model: VALLE, batch: Batch, stage: int) -> Tensor:
-    """Of each utterance at a stage (0 is the AR): loss, targets, top-1 hits, top-10 hits, what can be hit.
+    """Of each utterance at a stage (0 is the AR): loss, targets, top-1 hits, top-10 hits, what should be hit.
 
     Returns [B, 5] float64.
     """
@@ -186,7 +186,8 @@ def _row_sums(model: VALLE, batch: Batch, stage: int) -> Tensor:
     rank = (~(logits <= own)).sum(dim=-1)  # not "greater": NaN must not pass for a hit
     counted = real & (targets != EOS_ID) if stage == 0 else real
     hits = [((rank < best) & counted).sum(dim=1) for best in (1, 10)]
-    scored = counted.sum(dim=1)
+    # without a BOS the first frame is not predicted, and counts as missed: as in `finetune.evaluate`
+    scored = batch.code_lens if stage == 0 else counted.sum(dim=1)
     return torch.stack([loss, real.sum(dim=1), hits[0], hits[1], scored], dim=1).double()
 
 

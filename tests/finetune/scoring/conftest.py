@@ -5,6 +5,7 @@ The judges here hear what a test tells them to. The real ones are tested by what
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from torch import Tensor
 from finetune.data.libritts import find_clips
 from finetune.data.prepare import PrepareSettings, prepare
 from finetune.quickstart import sample_folder
-from finetune.scoring import evaluation, plan
+from finetune.scoring import evaluation, plan, spoken
 from finetune.scoring.judges import Judges
+from finetune.scoring.teacher import other_voices
 from vallex.codec import load_codec
 from vallex.codec.encodec import EncodecCodec
 from vallex.inference.asr import Heard
@@ -101,11 +103,35 @@ def make_judges(hearer) -> Callable[..., Judges]:
     return make
 
 
+@pytest.fixture(scope="session")
+def sample_voices(scoring_codec):
+    """The shipped sample as other voices, encoded once."""
+    return other_voices(scoring_codec, PhonemeTokenizer())
+
+
 @pytest.fixture
-def quick_judges(make_judges, monkeypatch) -> Judges:
-    """Evaluations of five sentences, judged by arithmetic."""
+def short_speech(monkeypatch) -> None:
+    """Nothing runs on for longer than 60 frames: random models do not end."""
+    speak = spoken.generate_batch
+    monkeypatch.setattr(
+        spoken,
+        "generate_batch",
+        lambda model, requests: speak(model, [replace(one, max_frames=60) for one in requests]),
+    )
+
+
+@pytest.fixture
+def quick_judges(make_judges, monkeypatch, scoring_codec, sample_voices, short_speech) -> Judges:
+    """Five sentences, judged by arithmetic; the toy codec is loaded once, and is the vocoder."""
     judges = make_judges()
-    monkeypatch.setattr(evaluation, "find_judges", lambda *arguments, **settings: judges)
+    ready = {
+        "find_judges": judges,
+        "load_codec": scoring_codec,
+        "load_vocoder": scoring_codec,
+        "other_voices": sample_voices,
+    }
+    for name, value in ready.items():
+        monkeypatch.setattr(evaluation, name, lambda *arguments, value=value, **settings: value)
     for size in plan.SIZES:
         monkeypatch.setitem(plan.SIZES, size, (2, 3))
     return judges

@@ -6,7 +6,10 @@ import subprocess
 import pytest
 
 from finetune import environment
+from finetune.display import Display
 from finetune.environment import describe_machine, git_state
+from finetune.results import read_result
+from finetune.run import finetune
 
 
 def git(folder, *arguments) -> str:
@@ -62,3 +65,11 @@ def test_machine_is_written_as_json_and_falls_back_to_the_folder_one_works_in(re
     machine = json.loads(json.dumps(describe_machine()))
     assert machine["git"]["commit"] == git(repository, "rev-parse", "HEAD")
     assert machine["host"] and machine["memory_gb"] > 0 and machine["devices"][-1].startswith("cpu: ")
+
+
+def test_result_of_a_run_says_from_which_seed_and_on_what(make_spec, make_config, tmp_path):
+    config = make_config(ar={"max_steps": 1}, seed=11)
+    finetune(make_spec(tmp_path / "runs", config=config, stages=("ar",)), Display())
+    result = read_result(tmp_path / "runs" / "run")
+    assert (result.seed, result.environment["host"]) == (11, result.process["host"])
+    assert result.environment == describe_machine()

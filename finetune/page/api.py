@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Busy, Engine, Job, SpeakRequest
-from finetune.page.settings import MAX_TEXT_CHARS
+from finetune.page.settings import MAX_BEST_OF, MAX_TEXT_CHARS
 from finetune.page.sound import MEDIA_TYPES, STREAMED, encode, stream_header
 from finetune.page.voices import VoiceShelf
 from vallex.errors import CheckpointError, PromptError, TrainingError, VallexError, WeightsError
@@ -42,6 +42,7 @@ class SpeechBody(BaseModel):
     temperature: float = Field(1.0, ge=0, le=5)
     top_k: int | None = Field(None, ge=1)
     top_p: float | None = Field(None, gt=0, le=1)
+    best_of: int = Field(1, ge=1, le=MAX_BEST_OF)
     language: str = "auto"
 
 
@@ -123,6 +124,7 @@ def _submit(engine: Engine, shelf: VoiceShelf, body: SpeechBody) -> Job:
                     temperature=body.temperature,
                     top_k=body.top_k,
                     top_p=body.top_p,
+                    best_of=body.best_of,
                     seed=body.seed,
                 ),
             )

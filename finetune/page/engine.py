@@ -20,13 +20,13 @@ from finetune.page.settings import MAX_TEXT_CHARS, MAX_WAITING, PageSettings
 from finetune.page.sound import encode, mark_of, to_pcm
 from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
-from vallex.errors import ConfigError, PromptError, TextError, TrainingError, VallexError
+from vallex.errors import PromptError, TextError, TrainingError, VallexError
 from vallex.files import atomic_write
 from vallex.inference.long_text import MAX_TOTAL_SEC, MIN_CHUNK_SEC, prompt_of
 from vallex.inference.prompts import VoicePrompt
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.inference.voices import voice_from_recording
-from vallex.text import PhonemeEncoding, PhonemeTokenizer
+from vallex.text import PhonemeTokenizer
 
 WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
     "waiting",
@@ -37,9 +37,6 @@ WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
     "failed",
 )
 ENDINGS = (DONE, CANCELLED, FAILED)
-AS_WRITTEN = "as written"
-"""No accent: every phoneme in the language that it is read in."""
-
 _KEPT_JOBS = 64
 
 
@@ -55,7 +52,6 @@ class Cancelled(Exception):
 class SpeakRequest:
     """What is to be said, in whose voice (None: whatever the model makes up), by which checkpoint.
 
-    accent: a language that the text is spoken as if it were in, or AS_WRITTEN
     adapter_scale: strength of an adapter; other checkpoints know none
     """
 
@@ -63,7 +59,6 @@ class SpeakRequest:
     voice: VoicePrompt | None
     checkpoint: str
     settings: SpeakSettings = field(default_factory=SpeakSettings)
-    accent: str = AS_WRITTEN
     adapter_scale: float = FULL_STRENGTH
 
     def __post_init__(self):
@@ -279,8 +274,7 @@ class Engine:
         request, voice = job.request, job.request.voice
         job.change(status=LOADING)
         model = self.models.get(find_choice(request.checkpoint, self.settings), request.adapter_scale)
-        tokenizer = AccentTokenizer(self._tokenizer, request.accent)
-        synthesizer = Synthesizer(model, self.vocoder, tokenizer)
+        synthesizer = Synthesizer(model, self.vocoder, self._tokenizer)
         room_sec = max(MAX_TOTAL_SEC - (voice.seconds if voice else 0.0), MIN_CHUNK_SEC)
         texts = spoken_sentences(self._tokenizer, request.text, room_sec, request.settings.language)
         is_toy = self.settings.offline_toy or bool(model.provenance.get("toy"))
@@ -300,24 +294,3 @@ class Engine:
                 f"nothing was said: {request.checkpoint} ended at once, also when asked again. Try another "
                 "seed, a longer text, or another checkpoint"
             )
-
-
-class AccentTokenizer:
-    """A tokenizer whose phonemes all count as one language: what the original calls accent."""
-
-    def __init__(self, tokenizer: PhonemeTokenizer, accent: str):
-        self._tokenizer = tokenizer
-        self._accent = accent
-        if accent != AS_WRITTEN and not (len(accent) == 2 and accent.isalpha()):
-            raise ConfigError(f"accent {accent!r} is not {AS_WRITTEN!r} or the code of a language")
-
-    @property
-    def fingerprint(self) -> str:
-        return self._tokenizer.fingerprint
-
-    def encode(self, text: str, language: str | None = None) -> PhonemeEncoding:
-        """As PhonemeTokenizer.encode, with the accent's language for every phoneme."""
-        encoding = self._tokenizer.encode(text, language)
-        if self._accent == AS_WRITTEN:
-            return encoding
-        return replace(encoding, languages=[self._accent] * len(encoding.languages))

@@ -26,7 +26,7 @@ HEAD = """<meta name="color-scheme" content="light dark"><meta name="referrer" c
   // Escape stops what is under way, unless it closes a list
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape" || event.target.matches("[aria-expanded=true], [role=listbox] *")) return;
-    [...document.querySelectorAll("button.stop")].find((b) => b.offsetParent && !b.disabled)?.click();
+    [...document.querySelectorAll("button.ends-work")].find((b) => b.offsetParent && !b.disabled)?.click();
   }, true);
 </script>"""
 READY = "() => { document.documentElement.dataset.ready = 'yes' }"

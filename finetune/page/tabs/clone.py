@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from finetune.page.checkpoints import FULL_STRENGTH, list_choices
-from finetune.page.engine import AS_WRITTEN, CANCELLED, DONE, LOADING, WAITING, Engine, Job, SpeakRequest
+from finetune.page.engine import CANCELLED, DONE, LOADING, WAITING, Engine, Job, SpeakRequest
 from finetune.page.pictures import sound_picture
 from finetune.page.settings import MAX_BEST_OF, MAX_TEXT_CHARS
 from finetune.page.tabs.voice import LANGUAGES, VoicePanel
@@ -18,6 +18,7 @@ from vallex.codec.audio import load_audio
 from vallex.files import atomic_write
 from vallex.inference.synthesizer import SpeakSettings
 
+AS_WRITTEN = "as written"
 ACCENTS = [("As written", AS_WRITTEN), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
 EXAMPLE_TEXTS = (
     ("English", "Good morning. This is a voice that was made from a few seconds of sound."),
@@ -72,6 +73,7 @@ class Choices:
         """How to speak, with a seed that is drawn here where a new one is wanted."""
         return SpeakSettings(
             language=self.language,
+            accent=None if self.accent == AS_WRITTEN else self.accent,
             temperature=self.temperature,
             top_p=self.top_p,
             best_of=int(self.best_of),
@@ -109,7 +111,7 @@ class SpeechPanel:
         with gr.Row():
             self._speak = gr.Button("Speak", variant="primary", scale=3, min_width=140, elem_id="speak")
             self._stop = gr.Button(
-                "Stop", scale=1, min_width=80, interactive=False, elem_id="stop", elem_classes="stop"
+                "Stop", scale=1, min_width=80, interactive=False, elem_id="stop", elem_classes="ends-work"
             )
         self._status = gr.HTML(plain("Nothing spoken yet."), elem_id="speech-status")
         self._player = gr.HTML(elem_id="player", elem_classes="player")
@@ -137,7 +139,6 @@ class SpeechPanel:
             voice=self._voice.voice_of(*values[:num_voice]),
             checkpoint=checkpoint or "",
             settings=settings,
-            accent=choices.accent,
             adapter_scale=choices.strength,
         )
         job = self._engine.submit(asked, owner=request.session_hash or "")

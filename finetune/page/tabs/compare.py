@@ -73,7 +73,7 @@ class ComparePanel:
                     self._blind = gr.Checkbox(True, label="Blind: say which afterwards", min_width=160)
         with gr.Row():
             self._go = gr.Button("Speak by all", variant="primary", scale=3)
-            self._stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_classes="stop")
+            self._stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_classes="ends-work")
         self._status = gr.HTML(elem_id="compare-status")
         self._players = gr.HTML(elem_id="compare-players")
         with gr.Column(visible=False) as self._vote_box:

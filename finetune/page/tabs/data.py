@@ -66,10 +66,12 @@ class DataPanel:
             self._speaker = gr.Textbox(label="Speaker", placeholder="anna", min_width=120)
             self._language = gr.Dropdown(LANGUAGES, value="auto", label="Language", min_width=140)
         with gr.Row():
-            self._import = gr.Button("1. Import", min_width=115)
-            self._doctor = gr.Button("2. Check", min_width=115)
-            self._prepare = gr.Button("3. Prepare", variant="primary", min_width=115)
-            self._stop = gr.Button("Stop", min_width=80, interactive=False, elem_classes="stop")
+            self._import = gr.Button("1. Import", min_width=110, size="md")
+            self._doctor = gr.Button("2. Check", min_width=110, size="md")
+            self._prepare = gr.Button("3. Prepare", variant="primary", min_width=110, size="md")
+            self._stop = gr.Button(
+                "Stop", min_width=80, size="md", interactive=False, elem_classes="ends-work"
+            )
         gr.HTML(_STEPS)
         self._status = gr.HTML(elem_id="data-status")
 
@@ -79,6 +81,7 @@ class DataPanel:
             datatype=["str", "str"],
             column_count=(2, "fixed"),
             static_columns=[0],
+            column_widths=["35%", "65%"],
             wrap=True,
             max_height=360,
             label="Edit a text, then save",

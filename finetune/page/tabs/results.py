@@ -29,7 +29,7 @@ HEADINGS = {
     "base_top10": "Untouched top-10",
     "best_top10": "Best top-10",
     "votes_won": "Votes won",
-    "votes_heard": "of",
+    "votes_heard": "Votes cast",
 }
 """The columns of the table, as the results log calls them and as people do."""
 EXPORTED = (*DEFAULT_COLUMNS, "verdict", "votes_won", "votes_heard", "note")

@@ -16,7 +16,7 @@ from vallex.inference.prompts import VoicePrompt
 
 RECORDING, SAVED, NO_VOICE = "A recording", "A saved voice", "No voice: the model makes one up"
 SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
-LANGUAGES = [("Found by itself", "auto"), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
+LANGUAGES = [("Automatic", "auto"), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
 CONSENT = (
     "Clone only your own voice, or one whose owner has agreed. What is made here is marked as synthetic in "
     "its file."
@@ -149,12 +149,12 @@ class VoicePanel:
         said = good(f"Saved as {name.strip()}; it is among the saved voices now.")
         return said, gr.update(choices=self._shelf.names(), value=name.strip())
 
-    @told
     def _add(self, path):
-        if path is None:
-            return plain(""), gr.update(), None
         name = Path(path).stem
-        self._shelf.take(Path(path), name)
+        try:
+            self._shelf.take(Path(path), name)
+        except PromptError as error:
+            return bad(str(error)), gr.skip(), None  # which makes room for another file
         return good(f"Added {name}."), gr.update(choices=self._shelf.names(), value=name), None
 
     @told

@@ -114,10 +114,3 @@ def test_clone_when_two_pages_speak_at_once_then_each_hears_its_own(open_page):
     comments = [soundfile.SoundFile(io.BytesIO(downloaded(tab))).comment for tab in (one, other)]
     assert ["tiny.pt" in comment for comment in comments] == [True, False]
     assert "vallex, toy" in comments[1]
-
-
-def test_clone_when_the_window_is_narrow_then_nothing_sticks_out(open_page):
-    for dark in (False, True):
-        tab = open_page(width=400, dark=dark)
-        tab.wait_for_timeout(300)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 400

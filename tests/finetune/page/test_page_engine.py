@@ -6,7 +6,7 @@ import pytest
 
 from finetune.page import engine as engines
 from finetune.page.checkpoints import WarmModels, find_choice, list_choices
-from finetune.page.engine import AS_WRITTEN, AccentTokenizer, Busy, Engine, SpeakRequest
+from finetune.page.engine import Busy, Engine, SpeakRequest
 from finetune.page.sentences import spoken_sentences
 from finetune.page.settings import PageSettings
 from finetune.page.voices import VoiceShelf
@@ -131,12 +131,6 @@ def test_sentences_when_languages_mix_then_a_sentence_goes_on_over_them():
         "[EN]Yes. No. And this is the end of it.[EN]",
     ]
     assert len(spoken_sentences(tokenizer, "and on " * 200 + ".", 10, "en")) > 3
-
-
-def test_accent_when_given_then_every_phoneme_is_of_that_language():
-    encoding = AccentTokenizer(PhonemeTokenizer(), "zh").encode("Hello.", "en")
-    assert set(encoding.languages) == {"zh"}
-    assert AccentTokenizer(PhonemeTokenizer(), AS_WRITTEN).encode("Hello.", "en").languages[0] == "en"
 
 
 @pytest.mark.parametrize("name", ["../alan", "a/b", ".hidden", "", "x" + chr(0)])

@@ -38,7 +38,7 @@ def build_server(settings: PageSettings) -> FastAPI:
     published = Published()
     add_api(server, engine, shelf)
     _add_sound(server, engine)
-    _add_published(server, published)
+    add_published(server, published)
     return gr.mount_gradio_app(
         server,
         build_page(engine, shelf, published),
@@ -99,7 +99,9 @@ def _add_sound(server: FastAPI, engine: Engine) -> None:
         return FileResponse(path, media_type="image/png")
 
 
-def _add_published(server: FastAPI, published: Published) -> None:
+def add_published(server: FastAPI, published: Published) -> None:
+    """Serves what is published, by its tokens."""
+
     @server.get("/published/{token}.{suffix}")
     def file(token: str, suffix: str) -> Response:
         path = published.find(token, f".{suffix}")

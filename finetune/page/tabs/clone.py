@@ -94,7 +94,10 @@ class SpeechPanel:
             max_lines=14,
             max_length=MAX_TEXT_CHARS,
             elem_id="text",
-            placeholder="English, Chinese or Japanese, also mixed: [EN]Hello.[EN] [ZH]你好。[ZH]",
+            placeholder=(
+                "English, Chinese or Japanese, also mixed: [EN]Hello.[EN] [ZH]你好。[ZH]\n"
+                "Shift+Enter speaks, Escape stops."
+            ),
         )
         with gr.Row(elem_classes="examples"):
             examples = [gr.Button(label, size="sm", min_width=60) for label, _ in EXAMPLE_TEXTS]
@@ -150,7 +153,7 @@ class SpeechPanel:
             job.wait(num_parts, POLL_SEC)
             num_parts = len(job.parts)
             yield _progress(self._engine, job), *[gr.skip()] * 5
-        yield _outcome(job), *_finished(self._engine, job), gr.skip(), gr.update(interactive=False)
+        yield outcome_view(job), *_finished(self._engine, job), gr.skip(), gr.update(interactive=False)
 
     def _stop_speaking(self, request: gr.Request):
         stopped = self._engine.cancel_all_of(request.session_hash or "")
@@ -197,7 +200,7 @@ def _progress(engine: Engine, job: Job) -> str:
     return plain(f"Speaking: {len(job.parts)} of {job.num_sentences} sentences, {job.seconds:.1f} s so far.")
 
 
-def _outcome(job: Job) -> str:
+def outcome_view(job: Job) -> str:
     """How it ended, in words."""
     if job.status == CANCELLED:
         return plain(f"Stopped after {job.seconds:.1f} s.")

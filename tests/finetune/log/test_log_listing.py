@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.log.listing import COLUMNS, DEFAULT_COLUMNS, entries, parse_columns, rows, select, to_csv
+from finetune.log.votes import Vote, add_vote
 from finetune.results import list_runs, write_note
 from vallex.errors import ConfigError
 
@@ -208,3 +209,12 @@ def test_csv_quotes_what_a_spreadsheet_would_compute(make_run, runs_dir, a_run):
 def test_csv_of_a_negative_number_stays_a_number(three):
     table = list(csv.DictReader(io.StringIO(to_csv(three, ("error_rate_difference",)))))
     assert float(table[0]["error_rate_difference"]) == pytest.approx(-0.1)
+
+
+def test_rows_of_a_run_that_was_voted_on_count_all_its_checkpoints(runs_dir, a_run):
+    said = {"time": "t", "text": "x", "voice": "v", "seed": 0, "blind": True}
+    for pair, winner in ((("anna@best", "released"), "anna@best"), (("anna@last", "released"), "released")):
+        add_vote(runs_dir, Vote(**said, checkpoints=pair, winner=winner))
+    [row, _] = rows(entries([a_run], runs_dir), ["name", "votes_won", "votes_heard"])
+    assert row == {"name": "anna", "votes_won": 1, "votes_heard": 2}
+    assert rows(entries([a_run], runs_dir / "elsewhere"), ["votes_won"])[0] == {"votes_won": None}

@@ -1,17 +1,20 @@
 """The engine without a browser: streaming, cancelling, the queue, the memory, and what is refused."""
 
 import threading
+from dataclasses import replace
 
 import pytest
+import torch
 
 from finetune.page import engine as engines
 from finetune.page.checkpoints import WarmModels, find_choice, list_choices
 from finetune.page.engine import Busy, Engine, SpeakRequest
 from finetune.page.sentences import spoken_sentences
 from finetune.page.settings import PageSettings
+from finetune.page.tabs.clone import Choices, outcome_view
 from finetune.page.voices import VoiceShelf
 from vallex.errors import CheckpointError, ConfigError, PromptError, TextError, WeightsError
-from vallex.inference.synthesizer import SpeakSettings
+from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.text import PhonemeTokenizer
 
 TEXT = "Good morning. How are you today, my friend?"
@@ -56,6 +59,37 @@ def test_job_when_cancelled_in_a_sentence_then_the_model_stops_there(engine, mon
     after = engine.submit(request("Hello, my friend."))
     assert after.wait(10**6, timeout_sec=60)
     assert after.status == "done"
+
+
+def test_job_when_a_sentence_stays_empty_then_the_text_goes_on_and_it_is_told(engine, monkeypatch):
+    speak_many = Synthesizer.speak_many
+
+    def first_is_empty(self, texts, settings):
+        [speech] = speak_many(self, texts, settings)
+        if "Good" in texts[0][0]:
+            speech = replace(speech, ended="empty", wav=torch.zeros(0), codes=speech.codes[:0])
+        return [speech]
+
+    monkeypatch.setattr(Synthesizer, "speak_many", first_is_empty)
+    job = engine.submit(request())
+    assert job.wait(10**6, timeout_sec=60)
+    assert (job.status, [part.ended == "empty" for part in job.parts]) == ("done", [True, False])
+    assert "“Good morning.” was not said at all" in outcome_view(job)
+    silent = engine.submit(request("Good morning."))
+    assert silent.wait(10**6, timeout_sec=60)
+    assert silent.status == "failed"
+    assert "nothing was said: toy ended at once" in str(silent.error)
+
+
+def test_choices_when_they_are_made_then_speaking_follows_them():
+    chosen = {"language": "en", "accent": "zh", "seed": 7, "best_of": 3.0, "temperature": 0.5, "top_p": 0.9}
+    settings = Choices(**chosen, is_seed_new=False, strength=1.0).settings()
+    assert settings == SpeakSettings(
+        language="en", accent="zh", seed=7, best_of=3, temperature=0.5, top_p=0.9
+    )
+    assert (
+        Choices(**chosen | {"accent": "as written"}, is_seed_new=True, strength=1.0).settings().accent is None
+    )
 
 
 def test_queue_when_others_wait_then_the_place_is_told_and_a_waiting_job_can_leave(engine, monkeypatch):

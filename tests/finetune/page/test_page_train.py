@@ -1,14 +1,22 @@
 """The Train tab in a real browser: a run is begun, found again by another page, stopped and gone on with."""
 
+import os
 import re
 
 import psutil
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from hands import choose, go_to
 
+from finetune.page.published import Published, sounds_of
+from finetune.page.server import add_published
 from finetune.page.training import TrainForm, TrainingDesk
 from finetune.results import read_result
 from vallex.errors import ConfigError, DataError, RunError
+
+PLAYED_SEC = """audio => new Promise(resolve => {
+    audio.onloadedmetadata = () => resolve(audio.duration); audio.preload = 'metadata'; audio.load() })"""
 
 
 def fill(tab, name: str, settings: str, prepared: str) -> None:
@@ -38,6 +46,9 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     state.get_by_text("running").first.wait_for(timeout=90_000)
     state.get_by_text(re.compile(r"\d+ of 900")).first.wait_for()
     again.locator("#run-curves svg[role=img]").first.wait_for()
+    sample = again.locator("#run-samples audio").first
+    sample.wait_for()
+    assert sample.evaluate(PLAYED_SEC) > 0
     process = read_result(site.folder / "runs" / "voice-1").process["pid"]
     again.get_by_role("button", name="Stop and save").click()
     state.get_by_text("stopped").first.wait_for(timeout=60_000)
@@ -82,3 +93,40 @@ def test_desk_when_something_else_is_asked_for_then_it_is_refused(
 def test_desk_when_a_run_is_not_there_then_it_says_so(settings_of, name):
     with pytest.raises(RunError, match="none of this name"):
         TrainingDesk(settings_of()).state(name)
+
+
+def test_desk_when_the_length_of_batches_is_found_by_itself_then_the_plan_has_no_steps(settings_of, prepared):
+    form = TrainForm(
+        name="new", prepared=prepared, preset="smoke", init="toy", overrides=("max_batch_sec=auto",)
+    )
+    plan = TrainingDesk(settings_of()).plan(form)
+    assert (plan.steps, plan.num_train, plan.num_valid) == ({}, 4, 1)
+
+
+def test_sounds_when_a_run_has_spoken_then_the_newest_come_first_and_links_are_left_out(tmp_path):
+    for number, name in enumerate(("reference", "ar-step-2", "ar-step-10")):
+        (tmp_path / "samples" / name).mkdir(parents=True)
+        (tmp_path / "samples" / name / "a.wav").write_bytes(b"x")
+        os.utime(tmp_path / "samples" / name, (number, number))
+    (tmp_path / "secret.wav").write_bytes(b"x")
+    (tmp_path / "samples" / "reference" / "b.wav").symlink_to(tmp_path / "secret.wav")
+    found = sounds_of(tmp_path)
+    assert list(found) == ["ar-step-10", "ar-step-2", "reference"]
+    assert [path.name for path in found["reference"]] == ["a.wav"]
+    assert sounds_of(tmp_path / "nowhere") == {}
+
+
+def test_published_when_a_token_is_not_known_then_no_file_is_served(tmp_path):
+    published, app = Published(), FastAPI()
+    add_published(app, published)
+    page = tmp_path / "report.html"
+    page.write_text("<h1>Report</h1>")
+    client = TestClient(app)
+    answer = client.get(published.url(page))
+    assert answer.text == "<h1>Report</h1>"
+    assert answer.headers["content-security-policy"].startswith("sandbox; default-src 'none'")
+    assert published.url(page) == published.url(page)
+    for asked in ("/published/guess.html", published.url(page).replace(".html", ".txt")):
+        assert client.get(asked).status_code == 404
+    page.unlink()
+    assert client.get(published.url(page)).status_code == 404

@@ -89,4 +89,4 @@ def listed(names: list[str], chosen: str | None) -> dict:
 
 def _shown(error: VallexError) -> gr.Error:
     message = html.escape(" ".join(str(error).split()))
-    return gr.Error(message, duration=None, title="That did not work", print_exception=False)
+    return gr.Error(message, duration=None, print_exception=False)

@@ -106,4 +106,5 @@ def _bring_up_to_date(page: gr.Blocks, openings: list[Opening]) -> None:
         [widget for opening in openings for widget in opening.outputs],
         api_visibility="private",
         show_progress="hidden",
+        queue=False,
     ).then(None, js=READY, api_visibility="private")

@@ -23,13 +23,18 @@ class Opening:
 
 
 def connect(event: Callable, function: Callable, inputs=None, outputs=None) -> None:
-    """Calls `function` at an event of the page, as often at once as it comes, and by no API."""
+    """Calls `function` at an event of the page, as often at once as it comes, and by no API.
+
+    What is not `told` is quick, does not fail, and goes past Gradio's queue: the stream of answers from the
+    queue is closed whenever nothing is left in it, and what is asked for in that instant is never answered.
+    """
     event(
         function,
         inputs,
         outputs,
         api_visibility="private",
         show_progress="hidden",
+        queue=hasattr(function, "__wrapped__"),
         concurrency_limit=None,
     )
 

@@ -3,8 +3,10 @@
 import os
 import re
 
+import numpy as np
 import psutil
 import pytest
+import soundfile
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hands import choose, go_to
@@ -46,9 +48,12 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     state.get_by_text("running").first.wait_for(timeout=90_000)
     state.get_by_text(re.compile(r"\d+ of 900")).first.wait_for()
     again.locator("#run-curves svg[role=img]").first.wait_for()
+    spoken = site.folder / "runs" / "voice-1" / "samples" / "ar-step-9"
+    spoken.mkdir(parents=True)
+    soundfile.write(spoken / "hello.wav", np.zeros(12000), 24000)
     sample = again.locator("#run-samples audio").first
     sample.wait_for()
-    assert sample.evaluate(PLAYED_SEC) > 0
+    assert sample.evaluate(PLAYED_SEC) == 0.5
     process = read_result(site.folder / "runs" / "voice-1").process["pid"]
     again.get_by_role("button", name="Stop and save").click()
     state.get_by_text("stopped").first.wait_for(timeout=60_000)
@@ -104,12 +109,13 @@ def test_desk_when_the_length_of_batches_is_found_by_itself_then_the_plan_has_no
 
 
 def test_sounds_when_a_run_has_spoken_then_the_newest_come_first_and_links_are_left_out(tmp_path):
-    for number, name in enumerate(("reference", "ar-step-2", "ar-step-10")):
-        (tmp_path / "samples" / name).mkdir(parents=True)
-        (tmp_path / "samples" / name / "a.wav").write_bytes(b"x")
-        os.utime(tmp_path / "samples" / name, (number, number))
     (tmp_path / "secret.wav").write_bytes(b"x")
-    (tmp_path / "samples" / "reference" / "b.wav").symlink_to(tmp_path / "secret.wav")
+    for number, name in enumerate(("reference", "ar-step-2", "ar-step-10")):
+        folder = tmp_path / "samples" / name
+        folder.mkdir(parents=True)
+        (folder / "a.wav").write_bytes(b"x")
+        (folder / "b.wav").symlink_to(tmp_path / "secret.wav")
+        os.utime(folder, (number, number))
     found = sounds_of(tmp_path)
     assert list(found) == ["ar-step-10", "ar-step-2", "reference"]
     assert [path.name for path in found["reference"]] == ["a.wav"]

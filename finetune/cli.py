@@ -91,7 +91,8 @@ def main() -> None:
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Runs a command line, this process's by default, and returns its exit code; errors are raised."""
-    return app(arguments, standalone_mode=False, prog_name="vallex") or 0
+    given = sys.argv[1:] if arguments is None else arguments
+    return app(given, standalone_mode=False, prog_name="vallex", obj=list(given)) or 0
 
 
 def usage_fault(error) -> str:
@@ -125,6 +126,7 @@ app.add_typer(runs_app, name="runs")
 
 @app.command()
 def finetune(
+    context: typer.Context,
     prepared: Annotated[
         Path | None, typer.Argument(metavar="PREPARED", help="A prepared set (not needed with --resume).")
     ] = None,
@@ -150,6 +152,10 @@ def finetune(
     name: Annotated[str | None, typer.Option(help="The run's name; preset and time if left out.")] = None,
     runs: RunsDir = Path("runs"),
     resume: Annotated[bool, flag("--resume", "Go on with the stopped run --name.")] = False,
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Train in N processes, one a GPU; a batch is that of each."),
+    ] = None,
     offline_toy: OfflineToy = False,
 ) -> None:
     """Fine-tune AR, then NAR, on a prepared set. Ctrl-C saves; --resume goes on.
@@ -159,30 +165,47 @@ def finetune(
     from rich.console import Console
 
     from finetune.display import RichDisplay
+    from finetune.launch import ends_with_its_partners, is_first, launch, num_launched
     from finetune.run import finetune as run_finetune
 
-    console = Console()
+    console = Console(quiet=not is_first())
     spec = _run_spec(
-        prepared, init, preset, overrides or [], stage, add_language or [], name, runs, resume, offline_toy
+        prepared,
+        init,
+        preset,
+        overrides or [],
+        stage,
+        add_language or [],
+        name,
+        runs,
+        resume,
+        processes,
+        offline_toy,
     )
+    if spec.num_processes > 1 and num_launched() is None:
+        sys.exit(launch([*context.obj, "--name", spec.name], spec.num_processes))
     if spec.offline_toy:
         console.print(TOY_NOTICE, highlight=False)
-    result = run_finetune(spec, RichDisplay(console), resume=resume)
+    with ends_with_its_partners():
+        result = run_finetune(spec, RichDisplay(console), resume=resume)
     show_run(spec.runs_dir / spec.name, console)
     if result.status == "stopped":
         console.print(f"Stopped and saved. Go on: vallex finetune --resume --name {spec.name} --runs {runs}")
         sys.exit(INTERRUPTED)  # not by typer: it has been said
 
 
-def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs, resume, offline_toy):
+def _run_spec(
+    prepared, init, preset, overrides, stage, add_language, name, runs, resume, processes, offline_toy
+):
     """What the options ask for; with --resume, what the run folder says, where they do not speak."""
     from dataclasses import replace
     from datetime import datetime
 
     from finetune.config import STAGES, preset_stages, resolve_config
     from finetune.data.prepared import read_info
+    from finetune.launch import num_launched
     from finetune.results import resolve_checkpoint
-    from finetune.run import RunSpec, new_run_name, resumed_spec
+    from finetune.run_spec import RunSpec, new_run_name, resumed_spec
     from vallex.errors import ConfigError
     from vallex.model.added_languages import DEFAULT_SOURCE
 
@@ -201,6 +224,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
             "stages": None if stage is None else stages,
             "preset": preset,
             "add_languages": add_languages or None,
+            "num_processes": processes or num_launched(),
             "config": resolve_config(preset or spec.preset, overrides) if overrides or preset else None,
         }
         return replace(spec, **{key: value for key, value in given.items() if value is not None})
@@ -221,6 +245,7 @@ def _run_spec(prepared, init, preset, overrides, stage, add_language, name, runs
         stages=preset_stages(preset) if stage is None else stages,
         offline_toy=offline_toy,
         add_languages=add_languages,
+        num_processes=processes or num_launched() or 1,
     )
 
 
@@ -292,7 +317,7 @@ def quickstart(
     from datetime import datetime
 
     from finetune.quickstart import PRESET, quickstart_commands
-    from finetune.run import new_run_name
+    from finetune.run_spec import new_run_name
     from vallex.codec import codec_weights_present
 
     is_toy = not (RELEASED_CHECKPOINT.is_file() and codec_weights_present())

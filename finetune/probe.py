@@ -138,7 +138,8 @@ def _measure_batch(trainer: Trainer, rows: Sequence[int]) -> _Pass:
             stage = 0 if trainer.stage == "ar" else 1
             loss = model(batch, stage, generator=torch.Generator().manual_seed(0)).loss
         if loss.requires_grad:
-            loss.backward()
+            # not backward(): DDP would take the pass for one of training, and wait for its gradients
+            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.monotonic() - began

@@ -3,25 +3,26 @@
 import datetime
 import platform
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import vallex
 from finetune.checks import check_combinations
-from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.control import STOP_FILE, Control
 from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
 from finetune.model_setup import check_groups, set_collation
 from finetune.optim import optimizer_class
+from finetune.processes import Processes
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
-from finetune.train import StopRequest, train_stage
+from finetune.run_spec import RunSpec
+from finetune.train import train_stage
 from finetune.trainer import TrainState, make_accelerator
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
 from vallex.files import remove_temporaries, sha256_of
@@ -34,70 +35,38 @@ from vallex.model.toy import TOY_CONFIG, toy_model
 from vallex.text import PhonemeTokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSpec:
-    """What was asked for.
-
-    init: the checkpoint to begin with; None is the toy model, which `offline_toy` must have asked for, or
-        from scratch the released sizes
-    stages: "ar", "nar" or both, in this order
-    add_languages: codes of languages to teach the checkpoint, each with the one that it begins as
-    """
-
-    name: str
-    runs_dir: Path
-    prepared: Path
-    init: Path | None
-    preset: str
-    config: FinetuneConfig
-    stages: tuple[str, ...] = STAGES
-    offline_toy: bool = False
-    add_languages: Mapping[str, str] = field(default_factory=dict)
-
-    def settings(self) -> dict:
-        """What is written to config.json, and what a resumed run must agree with."""
-        return {
-            "preset": self.preset,
-            "prepared": str(self.prepared.resolve()),
-            "init": None if self.init is None else str(self.init.resolve()),
-            "stages": list(self.stages),
-            "offline_toy": self.offline_toy,
-            "add_languages": dict(self.add_languages),
-            "settings": to_dict(self.config),
-        }
-
-
 def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunResult:
     """Trains what a spec asks for, scores it, and returns the result, whose status is "done" or "stopped".
+
+    Each of several processes calls it; all come to the same result, and the first alone writes and shows.
 
     errors: VallexError where something does not fit; nothing is trained then, and no folder is made. An
         error during training is recorded in the run's result and raised, as a TrainingError where it is
         a VallexError
     """
+    processes = Processes()
+    # a name with the time in it may differ from process to process
+    spec = replace(spec, name=processes.gather_objects(spec.name)[0])
     path = spec.runs_dir / spec.name
-    _check_folder(path, spec, resume)
-    check_combinations(spec.config, spec.stages, init=spec.init, add_languages=spec.add_languages)
-    for stage in spec.stages:
-        optimizer_class(getattr(spec.config, stage).optimizer)
-    tokenizer = PhonemeTokenizer()
-    data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
-    model = starting_model(spec)
-    check_fit(spec, model, data)
-    set_collation(model, spec.config)
-    check_groups(spec.config, spec.stages, model.config)
-    make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
-    model.provenance = _provenance(spec, model, data)
-    folder = _open_folder(path, spec, model, data, resume)
+    display = display if processes.is_main else Display()
+    with processes.watched(), processes.main_first():
+        if processes.is_main:
+            _check_folder(path, spec, resume)
+        model, data = _load_and_check(spec, processes)
+        make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
+    with processes.watched():
+        folder = _open_folder(path, spec, model, data, resume, processes)
     before, began = folder.result.seconds, time.monotonic()
     try:
-        with StopRequest().listening() as stop:
-            status = _train_stages(spec, model, data, folder, display, stop)
+        control = Control(processes, path / STOP_FILE, display.note)
+        with processes.watched(), control.listening():
+            status = _train_stages(spec, model, data, folder, display, control)
     except BaseException as error:
         # what failed first is told, though a full disk may keep it out of the result
         with suppress(OSError):
             folder.write(seconds=round(before + time.monotonic() - began, 3))
             folder.end_early(None if isinstance(error, KeyboardInterrupt) else one_line(error))
-        if isinstance(error, VallexError):
+        if isinstance(error, VallexError) and not isinstance(error, TrainingError):
             raise TrainingError(str(error)) from error
         raise
     folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
@@ -107,6 +76,26 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
 
         score_at_the_end(spec, folder, display)
     return folder.result
+
+
+def _load_and_check(spec: RunSpec, processes: Processes) -> tuple[VALLE, PreparedSet]:
+    """The model that a run begins with, and its data, where all that was asked for goes together."""
+    if spec.num_processes != processes.num:
+        raise ConfigError(
+            f"run {spec.name!r}: it is for {spec.num_processes} processes, and {processes.num} of them run; "
+            f"start it with --processes {spec.num_processes}, or by accelerate launch"
+        )
+    check_combinations(spec.config, spec.stages, init=spec.init, add_languages=spec.add_languages)
+    for stage in spec.stages:
+        optimizer_class(getattr(spec.config, stage).optimizer)
+    tokenizer = PhonemeTokenizer()
+    data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
+    model = starting_model(spec)
+    check_fit(spec, model, data)
+    set_collation(model, spec.config)
+    check_groups(spec.config, spec.stages, model.config)
+    model.provenance = _provenance(spec, model, data)
+    return model, data
 
 
 def starting_model(spec: RunSpec) -> VALLE:
@@ -132,30 +121,6 @@ def _new_model(spec: RunSpec) -> VALLE:
         model = VALLE(config)
     model.provenance = {"toy": is_toy}
     return model
-
-
-def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
-    """The spec that a run folder records, for going on without repeating its settings."""
-    path = runs_dir / name
-    if not is_run_folder(path):
-        raise RunError(
-            f"run {name!r}: there is none in {runs_dir}/ to resume; leave out --resume to begin it"
-        )
-    saved = read_config(path)
-    try:
-        return RunSpec(
-            name=name,
-            runs_dir=runs_dir,
-            prepared=Path(saved["prepared"]),
-            init=None if saved["init"] is None else Path(saved["init"]),
-            preset=saved["preset"],
-            config=from_dict(saved["settings"]),
-            stages=tuple(saved["stages"]),
-            offline_toy=saved["offline_toy"],
-            add_languages=saved["add_languages"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path / 'config.json'}: not a run's settings: no {error}") from error
 
 
 def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
@@ -214,7 +179,9 @@ def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
         raise RunError(f"run {spec.name!r}: there is none in {spec.runs_dir}/ to resume; leave out --resume")
     if read_result(path).status == "running":
         raise RunError(f"run {spec.name!r}: it is running; stop it first (Ctrl-C where it runs)")
-    differing = _differences(read_config(path), spec.settings())
+    # what a run before them did not record
+    saved = {"num_processes": 1} | read_config(path)
+    differing = _differences(saved, spec.settings())
     if differing:
         raise ConfigError(
             f"run {spec.name!r}: cannot go on with other settings than it began with: "
@@ -248,11 +215,24 @@ def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
     }
 
 
-def _open_folder(path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, resume: bool) -> RunFolder:
-    begun = replace(_new_result(spec, model, data), process=this_process())
-    if not resume:
-        begin_folder(path, spec.settings(), begun)
-        return RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
+def _open_folder(
+    path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, resume: bool, processes: Processes
+) -> RunFolder:
+    """The run's folder, made or taken up by the first process, then read by the others."""
+    if processes.is_main:
+        begun = replace(_new_result(spec, model, data), process=this_process())
+        if resume:
+            folder = _resumed_folder(path, spec, begun)
+        else:
+            begin_folder(path, spec.settings(), begun)
+            folder = RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
+    processes.wait()
+    if not processes.is_main:
+        folder = RunFolder(path, read_result(path), is_writer=False, adapter_stages=_adapter_stages(spec))
+    return folder
+
+
+def _resumed_folder(path: Path, spec: RunSpec, begun: RunResult) -> RunFolder:
     with taking_up(path) as result:
         for what, then, now in (("data", result.data, begun.data), ("checkpoint", result.init, begun.init)):
             if then["fingerprint"] != now["fingerprint"]:
@@ -300,7 +280,7 @@ def _new_result(spec: RunSpec, model: VALLE, data: PreparedSet) -> RunResult:
 
 
 def _train_stages(
-    spec: RunSpec, model: VALLE, data: PreparedSet, folder: RunFolder, display: Display, stop: StopRequest
+    spec: RunSpec, model: VALLE, data: PreparedSet, folder: RunFolder, display: Display, control: Control
 ) -> str:
     """Stage after stage; the NAR goes on from the AR's best weights. "done" or "stopped"."""
     done = {phase.phase for phase in folder.result.phases if phase.status == "done"}
@@ -315,11 +295,12 @@ def _train_stages(
         if stage in folder.adapter_stages:
             folder.adapter_origin = _adapter_origin(spec, model, folder, stage)
         try:
-            state: TrainState = train_stage(stage, spec.config, model, data, folder, display, stop)
+            state: TrainState = train_stage(stage, spec.config, model, data, folder, display, control)
         finally:
             display.stage_ended()
-        folder.close_stage(state, "stopped" if stop.is_set else "done")
-        if stop.is_set:
+        folder.close_stage(state, "stopped" if control.is_stopped else "done")
+        control.processes.wait()  # until what it has written is there
+        if control.is_stopped:
             folder.end_early(None)
             return "stopped"
     return "done"
@@ -347,10 +328,3 @@ def one_line(error: BaseException) -> str:
     """What a result says of an error."""
     text = " ".join(str(error).split())
     return text if isinstance(error, VallexError) else f"{type(error).__name__}: {text}"
-
-
-def new_run_name(preset: str, runs_dir: Path, now: datetime.datetime) -> str:
-    """A name for a run that was given none: preset and time, with a number where that is taken."""
-    base = f"{preset}-{now:%Y%m%d-%H%M%S}"
-    names: Sequence[str] = [base, *(f"{base}-{number}" for number in range(2, 100))]
-    return next(name for name in names if not (runs_dir / name).exists())

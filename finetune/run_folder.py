@@ -44,7 +44,7 @@ class AdapterOrigin:
 
 
 class RunFolder:
-    """One run's files. In a run of several processes only the first writes.
+    """One run's files. In a run of several processes the first one writes; what the others write is nothing.
 
     adapter_stages: the stages whose checkpoints are adapters; before such a stage `adapter_origin` is set
     """
@@ -71,6 +71,8 @@ class RunFolder:
 
     def save_checkpoint(self, model: "VALLE", stage: str, which: str, step: int) -> None:
         """Writes the model, or the adapter on it, as the stage's "last" or "best"."""
+        if not self.is_writer:
+            return
         model.provenance = {**model.provenance, "run": self.result.name, "stage": stage, "step": step}
         path = self.checkpoint(stage, which)
         if stage in self.adapter_stages:
@@ -84,6 +86,8 @@ class RunFolder:
 
     def link_last(self, stage: str, which: str) -> None:
         """Gives the stage's last checkpoint a second name: "best", or "step-N"."""
+        if not self.is_writer:
+            return
         source, target = self.checkpoint(stage, "last"), self.checkpoint(stage, which)
         if stage in self.adapter_stages:
             # the weights come last: without them it is no checkpoint yet
@@ -95,6 +99,8 @@ class RunFolder:
 
     def remove_old_steps(self, stage: str, keep: int) -> None:
         """Removes a stage's checkpoints by step, all but the newest `keep`."""
+        if not self.is_writer:
+            return
         found = {
             int(match[1]): path
             for path in (self.path / "checkpoints").glob(f"{stage}-step-*")
@@ -112,6 +118,8 @@ class RunFolder:
 
     def save_state(self, stage: str, state: dict) -> None:
         """Writes what the stage goes on from."""
+        if not self.is_writer:
+            return
         import torch
 
         path = self._state_path(stage)
@@ -146,6 +154,8 @@ class RunFolder:
         import torch
 
         path = self.path / "faults" / f"{stage}-step-{step}.pt"
+        if not self.is_writer:
+            return path
         with suppress(OSError, RuntimeError), atomic_write(path) as temporary:
             torch.save(content, temporary)  # for inspection: no room for it is no reason to end
         return path

@@ -43,9 +43,9 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
     state, settings = trainer.state, trainer.stage_config
     held = [next(batches) for _ in range(settings.accumulate)]
     before = trainer.draws.get_state()
-    sums = _accumulate_in_memory(trainer, held, before)
+    sums = trainer.accelerator.reduce(_accumulate_in_memory(trainer, held, before), reduction="sum")
     grad_norm, is_finite = _normalize(trainer, sums)
-    learning_rate = settings.lr * schedule_factor(
+    learning_rate = trainer.lr * schedule_factor(
         settings.schedule,
         state.step,
         total_steps=trainer.total_steps,
@@ -135,10 +135,12 @@ def _halve(trainer: Trainer, held: list[Batch], error: RuntimeError) -> None:
     )
 
 
-def _normalize(trainer: Trainer, sums: Tensor) -> tuple[float, bool]:
-    """Divides the gradients by all targets and clips them; returns their norm, and whether all is finite."""
+def _normalize(trainer: Trainer, totals: Tensor) -> tuple[float, bool]:
+    """Divides the gradients by all targets and clips them; returns their norm, and whether all is finite.
+
+    totals: [4], the step's sums over all processes
+    """
     accelerator = trainer.accelerator
-    totals = accelerator.reduce(sums, reduction="sum")
     parameters = [p for p in trainer.model.parameters() if p.grad is not None]
     accelerator.unscale_gradients(trainer.optimizer)
     if parameters:
@@ -158,6 +160,9 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, learning_rate: flo
     trainer.optimizer.zero_grad(set_to_none=True)
     state.num_faults += 1
     saved = {"batches": [_tensors(batch) for batch in held], "draws": draws, "stage": stage}
+    # all processes leave the step out; what tells most is whose batch it was
+    found = trainer.processes.gather_objects((where, is_damaged, saved))
+    where, is_damaged, saved = next((one for one in found if "the output" in one[0]), found[0])
     path = folder.save_fault(stage, state.step, saved)
     record(trainer, "fault", {"where": where, "lr": learning_rate})
     text = (
@@ -168,8 +173,8 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, learning_rate: flo
         trainer.display.note(f"{text}; the step is left out ({state.num_faults} of {allowed})")
         return
     # not saved: weights may be finite and ruined; the last validation has seen that those before were good
-    raise TrainingError(
-        f"{text}. The learning rate {trainer.stage_config.lr:g} is too high for these weights, or fp16 "
+    raise trainer.processes.shared_fault(
+        f"{text}. The learning rate {trainer.lr:g} is too high for these weights, or fp16 "
         f"overflowed; lower {stage}.lr or set precision=bf16 (max_faults={allowed} such steps are left out). "
         "What was saved at the last validation is whole"
     )

@@ -6,12 +6,13 @@ with a stage's state: a run that was stopped goes on as if it had not been.
 """
 
 import math
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 
+from accelerate.utils import broadcast
+
 from finetune.config import FinetuneConfig
+from finetune.control import Control, Wishes
 from finetune.data.dataset import train_batches, valid_batches
 from finetune.data.prepared import PreparedSet
 from finetune.display import Display
@@ -22,34 +23,8 @@ from finetune.run_folder import RunFolder
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
 from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec, set_up_stage
-from vallex.errors import TrainingError
 from vallex.model.batch import Batch
 from vallex.model.network import VALLE
-
-
-class StopRequest:
-    """Ctrl-C once asks the run to save and end; twice ends it as Ctrl-C does elsewhere."""
-
-    def __init__(self):
-        self.is_set = False
-
-    def __call__(self, signum, frame) -> None:
-        if self.is_set:
-            raise KeyboardInterrupt
-        self.is_set = True
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        """Takes SIGINT and SIGTERM while the context lasts (in the main thread, where signals arrive)."""
-        try:
-            before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            before = {}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def train_stage(
@@ -59,14 +34,14 @@ def train_stage(
     data: PreparedSet,
     folder: RunFolder,
     display: Display,
-    stop: StopRequest,
+    control: Control,
 ) -> TrainState:
     """Trains one stage to its end, or until it is asked to stop; resumes where the run folder says so.
 
     model: what the stage begins with; it is trained in place
     errors: TrainingError where the loss is not finite
     """
-    trainer = set_up_stage(stage, config, model, data, folder, display)
+    trainer = set_up_stage(stage, config, model, data, folder, display, control.processes)
     start_reports(trainer, data)
     state = trainer.state
     if state.base is None and config.max_batch_sec is None:
@@ -82,7 +57,10 @@ def train_stage(
         speak_samples(trainer)
 
     batches = _endless_batches(trainer)
-    while state.step < trainer.total_steps and not stop.is_set and not _is_out_of_patience(trainer):
+    while True:
+        _obey(trainer, control.agree())
+        if control.is_stopped or state.step == trainer.total_steps or _is_out_of_patience(trainer):
+            break
         step = take_step(trainer, batches)
         is_last = state.step == trainer.total_steps
         is_validated = is_last or state.step % _validation_interval(trainer) == 0
@@ -95,11 +73,26 @@ def train_stage(
         display.note(
             f"{stage.upper()}: ended at step {state.step}, {state.num_since_best} validations after its best"
         )
-    if stop.is_set:
+    if control.is_stopped:
         save_state(trainer)
-    trainer.accelerator.end_training()
+    for tracker in trainer.accelerator.trackers:
+        tracker.finish()  # not end_training, which would part the processes before the next stage
     trainer.accelerator.free_memory()
     return state
+
+
+def _obey(trainer: Trainer, wishes: Wishes) -> None:
+    """Does what was asked for between two steps; to stop is the loop's."""
+    state, stage = trainer.state, trainer.stage
+    if wishes.lr is not None:
+        state.lr = wishes.lr
+        record(trainer, "lr", {"lr": wishes.lr})
+        trainer.display.note(f"{stage.upper()}: peak learning rate {wishes.lr:g} from step {state.step} on")
+    if wishes.validate and (state.last or {"step": 0})["step"] != state.step:
+        _validate(trainer)
+    if wishes.save and not wishes.stop:
+        save_state(trainer)
+        trainer.display.note(f"{stage.upper()}: saved at step {state.step}")
 
 
 def _groups(trainer: Trainer) -> str:
@@ -123,8 +116,7 @@ def _endless_batches(trainer: Trainer) -> Iterator[Batch]:
 
 def _log(trainer: Trainer, step: Step) -> None:
     """A line of the log for the steps since the last."""
-    sums = trainer.accelerator.reduce(trainer.window, reduction="sum")
-    loss, num_targets, top10, num_frames = sums.tolist()
+    loss, num_targets, top10, num_frames = trainer.window.tolist()
     trainer.window.zero_()
     state, norm = trainer.state, step.grad_norm
     scored = num_frames if trainer.stage == "ar" else num_targets
@@ -144,9 +136,9 @@ def _log(trainer: Trainer, step: Step) -> None:
 
 def _check_finite(trainer: Trainer, loss: float, what: str) -> None:
     if not math.isfinite(loss):
-        raise TrainingError(
+        raise trainer.processes.shared_fault(
             f"the {trainer.stage.upper()} {what} is {loss} at step {trainer.state.step}: the learning rate "
-            f"{trainer.stage_config.lr:g} is too high for these weights, or fp16 overflowed; lower "
+            f"{trainer.lr:g} is too high for these weights, or fp16 overflowed; lower "
             f"{trainer.stage}.lr or set precision=bf16. What was saved at earlier validations is whole"
         )
 
@@ -160,6 +152,8 @@ def _is_out_of_patience(trainer: Trainer) -> bool:
 
 
 def _score(trainer: Trainer, num_batches: int | None = None) -> Score:
+    for buffer in trainer.model.buffers():
+        broadcast(buffer)  # the prenet's statistics are of what a process has seen
     batches = islice(valid_batches(trainer.valid_set, trainer.batching), num_batches)
     return evaluate(trainer.model, batches, trainer.stage, trainer.accelerator)
 
@@ -168,7 +162,7 @@ def _check_evaluation(trainer: Trainer) -> None:
     """Scores the untouched model on two batches: what is broken fails in seconds, not behind all of them."""
     loss = _score(trainer, num_batches=2).loss
     if not math.isfinite(loss):
-        raise TrainingError(
+        raise trainer.processes.shared_fault(
             f"the {trainer.stage.upper()} validation loss of the untouched model is {loss}: the checkpoint "
             "holds damaged weights; begin with another. Nothing was trained"
         )
@@ -193,8 +187,7 @@ def _validate(trainer: Trainer) -> None:
         state.best, state.num_since_best = better, 0
     else:
         state.num_since_best += 1
-    if trainer.accelerator.is_main_process:
-        trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", state.step)
+    trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", state.step)
     save_state(trainer)
     save_checkpoints(trainer)
     trainer.folder.update(state)

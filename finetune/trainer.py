@@ -6,6 +6,7 @@ came between, setting up again writes what the state speaks of.
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,11 +21,12 @@ from finetune.display import Display
 from finetune.freezing import ParameterGroup, optimizer_groups
 from finetune.model_setup import load_trained_tensors, set_up_model, trained_tensors
 from finetune.optim import build_optimizer
+from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
 from finetune.tracking import LOGS_FOLDER, tracker_names
 from vallex.errors import ConfigError
-from vallex.model.network import VALLE
+from vallex.model.network import VALLE, LossOutput
 from vallex.text import TextCollator
 
 FIRST_AUTO_SEC = 20.0
@@ -53,6 +55,8 @@ class TrainState:
     """Parts in which a batch is computed, since one had no room."""
     num_faults: int = 0
     """Steps left out because they were not finite."""
+    lr: float | None = None
+    """A peak learning rate that was typed while the stage trained."""
 
 
 @dataclass(kw_only=True)
@@ -74,13 +78,19 @@ class Trainer:
     draws: torch.Generator
     state: TrainState
     window: torch.Tensor
-    """[4] float32: loss, targets, hits and frames since the last line of the log. It stays on the device,
-    because reading it waits for it."""
+    """[4] float32: loss, targets, hits and frames of all processes since the last line of the log. It stays
+    on the device, because reading it waits for it."""
     folder: RunFolder
     display: Display
+    processes: Processes
     steps_per_epoch: int = 0
     total_steps: int = 0
     speaker: Speaker | None = None
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate: that of the settings, until another is typed."""
+        return self.stage_config.lr if self.state.lr is None else self.state.lr
 
 
 def make_accelerator(
@@ -122,14 +132,18 @@ def set_up_stage(
     data: PreparedSet,
     folder: RunFolder,
     display: Display,
+    processes: Processes,
 ) -> Trainer:
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
     accelerator = make_accelerator(config, find_unused=stage == "nar", logs=folder.path / LOGS_FOLDER / stage)
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
-    draws = torch.Generator().manual_seed(config.seed * 1_000_003 + accelerator.process_index)
     groups = set_up_model(stage, config, model)
+    # from here on each process draws dropout, stages and prefixes of its own
+    seed = config.seed * 1_000_003 + processes.index
+    torch.manual_seed(seed)
+    draws = torch.Generator().manual_seed(seed)
     optimizer = build_optimizer(
         stage_config.optimizer,
         optimizer_groups(groups, stage_config.lr, stage_config.weight_decay),
@@ -137,6 +151,8 @@ def set_up_stage(
         betas=(stage_config.beta1, stage_config.beta2),
         weight_decay=stage_config.weight_decay,
     )
+    if processes.num > 1:
+        model.register_forward_hook(partial(_reach_a_parameter, groups[0].parameters[0]))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     collator = TextCollator(
         bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
@@ -145,8 +161,8 @@ def set_up_stage(
         max_duration_sec=config.max_batch_sec or FIRST_AUTO_SEC,
         num_buckets=config.num_buckets,
         seed=config.seed,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=processes.index,
+        world_size=processes.num,
     )
     train_set = CodesDataset(
         data.train, collator, with_prompts=stage == "nar" and model.config.prefix_mode == 4, seed=config.seed
@@ -169,6 +185,7 @@ def set_up_stage(
         window=torch.zeros(4, device=accelerator.device),
         folder=folder,
         display=display,
+        processes=processes,
     )
     if saved:
         _restore(trainer, saved)
@@ -189,6 +206,16 @@ def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
     trainer.total_steps = math.ceil(num_batches / accumulate)
 
 
+def _reach_a_parameter(parameter: torch.Tensor, model: VALLE, inputs: tuple, out: LossOutput) -> LossOutput:
+    """Gives a training pass that reaches nothing that is trained (another head's) a gradient of 0.
+
+    Each process must come to the backward pass, where all of them wait for each other.
+    """
+    if not model.training or not torch.is_grad_enabled() or out.loss.requires_grad:
+        return out
+    return replace(out, loss=out.loss + 0.0 * parameter.sum())
+
+
 def _restore(trainer: Trainer, saved: dict) -> None:
     """Puts back what `save_state` saved."""
     load_trained_tensors(trainer.model, trainer.stage, trainer.groups, saved["trained"])
@@ -199,9 +226,9 @@ def _restore(trainer: Trainer, saved: dict) -> None:
     trainer.optimizer.load_state_dict(saved["optimizer"])
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(saved["scaler"])
-    _restore_generators(saved["generators"], trainer.draws)
+    _restore_generators(saved["generators"][trainer.processes.index], trainer.draws)
     last = trainer.state.last
-    if last is not None and last["step"] == trainer.state.step and trainer.accelerator.is_main_process:
+    if last is not None and last["step"] == trainer.state.step:
         # a kill may have come between the state and the files that it speaks of
         trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", trainer.state.step)
         save_checkpoints(trainer)
@@ -224,8 +251,6 @@ def _new_average(settings: StageConfig, groups: list[ParameterGroup]) -> WeightA
 def save_checkpoints(trainer: Trainer) -> None:
     """Gives the last checkpoint its other names, and writes the best one where it is an average."""
     state, folder, stage = trainer.state, trainer.folder, trainer.stage
-    if not trainer.accelerator.is_main_process:
-        return
     if trainer.config.keep:
         folder.link_last(stage, f"step-{state.step}")
     folder.remove_old_steps(stage, trainer.config.keep)
@@ -239,9 +264,14 @@ def save_checkpoints(trainer: Trainer) -> None:
 
 
 def save_state(trainer: Trainer) -> None:
-    """Everything that the next step depends on."""
-    if not trainer.accelerator.is_main_process:
-        return
+    """Everything that the next step depends on; each process calls it, for its generators."""
+    generators = trainer.processes.gather_objects(
+        {
+            "draws": trainer.draws.get_state(),
+            "cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        }
+    )
     trainer.folder.save_state(
         trainer.stage,
         {
@@ -251,11 +281,7 @@ def save_state(trainer: Trainer) -> None:
             "optimizer": trainer.optimizer.state_dict(),
             "scaler": trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
             "window": trainer.window,
-            "generators": {
-                "draws": trainer.draws.get_state(),
-                "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+            "generators": generators,
         },
     )
 
@@ -263,5 +289,5 @@ def save_state(trainer: Trainer) -> None:
 def _restore_generators(saved: dict, draws: torch.Generator) -> None:
     draws.set_state(saved["draws"])
     torch.set_rng_state(saved["cpu"])
-    if saved["cuda"] and torch.cuda.device_count() == len(saved["cuda"]):
-        torch.cuda.set_rng_state_all(saved["cuda"])
+    if saved["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(saved["cuda"])

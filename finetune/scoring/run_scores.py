@@ -13,8 +13,9 @@ import torch
 
 from finetune.display import Display
 from finetune.results import read_result, resolve_checkpoint, resolve_run
-from finetune.run import RunSpec, one_line, resumed_spec, starting_model
+from finetune.run import one_line, starting_model
 from finetune.run_folder import RunFolder
+from finetune.run_spec import RunSpec, resumed_spec
 from finetune.scoring.cache import CACHE_FOLDER
 from finetune.scoring.evaluation import EvaluationSpec, Progress, evaluate_checkpoints
 from finetune.scoring.scores import SOUNDS_FOLDER, Evaluation

@@ -25,7 +25,8 @@ from finetune.config import resolve_config
 from finetune.data.dataset import Utterance, collate_utterances
 from finetune.display import Display
 from finetune.evaluate import evaluate
-from finetune.run import RunSpec, finetune
+from finetune.run import finetune
+from finetune.run_spec import RunSpec
 from vallex.inference.prompts import load_prompt
 from vallex.model.checkpoint import load_model
 from vallex.model.network import VALLE

@@ -25,7 +25,7 @@ from finetune.data.prepared import (
     write_manifest,
 )
 from finetune.results import read_result
-from finetune.run import RunSpec
+from finetune.run_spec import RunSpec
 from vallex.files import sha256_of
 from vallex.model.batch import Batch
 from vallex.model.checkpoint import load_model, save_model

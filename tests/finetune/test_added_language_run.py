@@ -7,7 +7,8 @@ import torch
 
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
-from finetune.run import check_fit, finetune, resumed_spec
+from finetune.run import check_fit, finetune
+from finetune.run_spec import resumed_spec
 from vallex.errors import CheckpointError, ConfigError
 from vallex.model.checkpoint import load_model, save_model
 

@@ -18,7 +18,8 @@ import torch
 from finetune.config import FinetuneConfig, StageConfig
 from finetune.data.dataset import Utterance
 from finetune.display import Display
-from finetune.run import RunSpec, finetune
+from finetune.run import finetune
+from finetune.run_spec import RunSpec
 from vallex.languages import Language
 from vallex.model.checkpoint import load_model, save_model
 

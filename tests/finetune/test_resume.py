@@ -10,8 +10,9 @@ import pytest
 
 from finetune.display import Display
 from finetune.results import list_runs, read_result, this_process, write_result
-from finetune.run import finetune, resumed_spec
+from finetune.run import finetune
 from finetune.run_folder import RunFolder
+from finetune.run_spec import resumed_spec
 from vallex.errors import ConfigError, RunError, TrainingError
 
 NUM_STEPS = 7

@@ -19,7 +19,8 @@ from finetune import run_folder
 from finetune.config import resolve_config
 from finetune.display import Display
 from finetune.results import read_result
-from finetune.run import RunSpec, finetune, new_run_name, resumed_spec
+from finetune.run import finetune
+from finetune.run_spec import RunSpec, new_run_name, resumed_spec
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from vallex.model import checkpoint
 from vallex.model.checkpoint import load_model, save_model

@@ -1,0 +1,168 @@
+"""What a user asks of a run while it trains: by Ctrl-C, a file `stop` in its folder, or lines in a terminal.
+
+All processes of a run act on it between the same two steps: each calls `agree` before every step. The
+terminal is read by a thread of its own, and only where there is one whose foreground the run is in.
+"""
+
+import math
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune.processes import Processes
+
+STOP_FILE = "stop"
+COMMANDS = "save, eval, quit, lr 1e-5"
+_POLL_SEC = 0.2
+_ECHO_SEC = 1.0  # within which torchrun passes on a signal that the terminal has sent as well
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What to do before the next step. `lr` is a new peak learning rate."""
+
+    stop: bool = False
+    save: bool = False
+    validate: bool = False
+    lr: float | None = None
+
+
+class Control:
+    """Gathers what a user asks of a run, and tells every process of it at the same step.
+
+    stop_file: is looked for, and removed when it is obeyed
+    tell: shows a line to the user
+    """
+
+    def __init__(self, processes: Processes, stop_file: Path, tell: Callable[[str], None]):
+        self.is_stopped = False
+        """Whether the processes have agreed to stop."""
+        self.processes = processes
+        self._stop_file = stop_file
+        self._tell = tell
+        self._asked_at: float | None = None
+        self._lines: deque[str] = deque()
+
+    @contextmanager
+    def listening(self) -> Iterator["Control"]:
+        """Takes SIGINT and SIGTERM (in the main thread, where signals arrive) and reads the terminal."""
+        closing = threading.Event()
+        reader = None
+        if self.processes.is_main:
+            self._stop_file.unlink(missing_ok=True)  # it was meant for the process before
+            if (terminal := _terminal()) is not None:
+                reader = threading.Thread(target=_read, args=(terminal, self._lines, closing), daemon=True)
+                reader.start()
+                self._tell(f"While it trains, type a line: {COMMANDS}")
+        try:
+            before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        except ValueError:
+            before = {}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            closing.set()
+            if reader is not None:
+                reader.join()
+
+    def agree(self) -> Wishes:
+        """What all processes do before the next step; each must call it."""
+        own = self._collect()
+        rows = self.processes.gather([own.stop, own.save, own.validate, -1.0 if own.lr is None else own.lr])
+        _, save, validate, lr = rows[0]
+        self.is_stopped = any(row[0] for row in rows)
+        return Wishes(
+            stop=self.is_stopped, save=bool(save), validate=bool(validate), lr=None if lr < 0 else lr
+        )
+
+    def _collect(self) -> Wishes:
+        stop, save, validate, lr = self._asked_at is not None, False, False, None
+        if self.processes.is_main and self._stop_file.exists():
+            self._stop_file.unlink(missing_ok=True)
+            stop = True
+        while self._lines:
+            line = self._lines.popleft()
+            try:
+                wishes = parse_line(line)
+            except ValueError as error:
+                self._tell(str(error))
+                continue
+            stop, save, validate = stop or wishes.stop, save or wishes.save, validate or wishes.validate
+            lr = lr if wishes.lr is None else wishes.lr
+        return Wishes(stop=stop, save=save, validate=validate, lr=lr)
+
+    def _on_signal(self, signum, frame) -> None:
+        """Once asks the run to save and end; twice ends it as Ctrl-C does elsewhere."""
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._asked_at > _ECHO_SEC:
+            raise KeyboardInterrupt
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def parse_line(line: str) -> Wishes:
+    """A line of the terminal, which is one command as a whole; ValueError says what is allowed."""
+    match line.split():
+        case []:
+            return Wishes()
+        case ["save"]:
+            return Wishes(save=True)
+        case ["eval"]:
+            return Wishes(validate=True)
+        case ["quit"]:
+            return Wishes(stop=True)
+        case ["lr", number]:
+            with suppress(ValueError):
+                if 0 < float(number) < math.inf:
+                    return Wishes(lr=float(number))
+            raise ValueError(f"lr {number!r} is no learning rate; type a number above 0, as in lr 1e-5")
+    raise ValueError(f"{line.strip()!r} is no command; there are {COMMANDS}")
+
+
+def _terminal() -> int | None:
+    """The terminal that stdin is, None where it is closed, a file or a pipe."""
+    try:
+        return sys.stdin.fileno() if sys.stdin.isatty() else None
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _read(terminal: int, lines: deque[str], closing: threading.Event) -> None:
+    """Puts whole lines of a terminal where `agree` finds them, until it is closed."""
+    begun = b""
+    while not closing.is_set():
+        try:
+            ready, _, _ = select.select([terminal], [], [], _POLL_SEC)
+            if not ready:
+                continue
+            if not _is_in_foreground(terminal):
+                closing.wait(_POLL_SEC)
+                continue
+            read = os.read(terminal, 4096)
+        except OSError:
+            return
+        if not read:
+            return
+        *whole, begun = (begun + read).split(b"\n")
+        lines.extend(line.decode("utf-8", "replace") for line in whole)
+
+
+def _is_in_foreground(terminal: int) -> bool:
+    """Whether to read does not stop the process, as it does one that a shell has put into the background."""
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return True  # it is no terminal that could stop us

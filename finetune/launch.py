@@ -1,0 +1,129 @@
+"""`--processes N`: the same command line in several processes of this machine, one a device.
+
+Ours and not torchrun, which passes on the Ctrl-C that the terminal has sent to each process already: the
+second would end them before they have saved. For several machines there is `accelerate launch`.
+"""
+
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from vallex.errors import ConfigError, TrainingError
+
+LOST_PARTNER = 75
+"""How a process of ours ends when another is gone, which the launcher then tells."""
+LAUNCHED = "VALLEX_LAUNCHED"
+_ENDED_WELL = (0, 130)
+_POLL_SEC = 0.1
+_GRACE_SEC = 10.0  # in which the others see that one is gone, write so, and end
+
+
+def num_launched() -> int | None:
+    """How many processes were started together, here, by accelerate or by torchrun; None for one alone."""
+    number = int(os.environ.get("WORLD_SIZE", "1"))
+    return number if number > 1 else None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that shows."""
+    return num_launched() is None or os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def ends_with_its_partners() -> Iterator[None]:
+    """Ends a process whose partners are gone without a word where somebody else tells of it."""
+    from finetune.processes import PartnerLostError
+
+    try:
+        yield
+    except PartnerLostError:
+        if LAUNCHED in os.environ or not is_first():
+            os._exit(LOST_PARTNER)  # an orderly end waits for threads of gloo, and is aborted by them
+        raise
+
+
+def launch(arguments: Sequence[str], num_processes: int) -> int:
+    """Runs a command line of vallex in several processes until all have ended; returns the exit code.
+
+    errors: ConfigError where there are fewer GPUs; TrainingError where a process was killed
+    """
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if 0 < num_gpus < num_processes:
+        raise ConfigError(f"--processes is {num_processes}; this machine has {num_gpus} GPUs, one for each")
+    port = _free_port()
+    children: list[subprocess.Popen] = []
+
+    def pass_on(signum, frame) -> None:
+        for child in children:
+            child.send_signal(signum)
+
+    # the terminal sends Ctrl-C to the children itself
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
+    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        children += [_start(arguments, rank, num_processes, port) for rank in range(num_processes)]
+        rank, code = _wait(children)
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code < 0:
+        raise TrainingError(
+            f"process {rank} of 0..{num_processes - 1} was ended by {signal.Signals(-code).name}, and the "
+            "others with it. What was saved is whole; go on with --resume"
+        )
+    return code
+
+
+def _wait(children: Sequence[subprocess.Popen]) -> tuple[int, int]:
+    """Waits for all, for a while only once one has failed; the number and exit code of what tells most."""
+    deadline = math.inf
+    while True:
+        codes = [child.poll() for child in children]
+        failures = [
+            (rank, code) for rank, code in enumerate(codes) if code is not None and code not in _ENDED_WELL
+        ]
+        if failures:
+            deadline = min(deadline, time.monotonic() + _GRACE_SEC)
+        if None not in codes or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SEC)
+    # that a partner was lost is the consequence of something
+    causes = [(rank, code) for rank, code in failures if code != LOST_PARTNER]
+    return next(iter(causes), (0, 1 if failures else codes[0]))
+
+
+def _start(arguments: Sequence[str], rank: int, num_processes: int, port: int) -> subprocess.Popen:
+    num_threads = max(1, (os.cpu_count() or 1) // num_processes)
+    here = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": num_processes,
+        "LOCAL_WORLD_SIZE": num_processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", num_threads),
+        LAUNCHED: 1,
+    }
+    silent = {} if rank == 0 else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(
+        [sys.executable, "-m", "finetune.cli", *arguments],
+        env=os.environ | {name: str(value) for name, value in here.items()},
+        **silent,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -107,13 +107,13 @@ def measure(stage: str, overrides: list[str], *, share: float, num_steps: int) -
     """The fastest of the steps after the first, and the memory that they took."""
     config = resolve_config("small", ["max_batch_sec=20", f"max_steps={num_steps}", *overrides])
     clips = draw_utterances(share)
-    with tempfile.TemporaryDirectory() as folder:
-        data = load_prepared(write_codes_set(Path(folder), {"train": clips, "valid": clips[:1]}))
     memory = MemoryPeak()
     memory.start()
     torch.manual_seed(0)
-    run = SimpleNamespace(load_state=lambda stage: None)
-    trainer = set_up_stage(stage, config, VALLE(ModelConfig(**RELEASED_SIZES)), data, run, Display())
+    with tempfile.TemporaryDirectory() as name:
+        data = load_prepared(write_codes_set(Path(name), {"train": clips, "valid": clips[:1]}))
+        run = SimpleNamespace(path=Path(name), load_state=lambda stage: None)
+        trainer = set_up_stage(stage, config, VALLE(ModelConfig(**RELEASED_SIZES)), data, run, Display())
     watch = Stopwatch()
     watch.around(trainer.model, "forward", "passes")
     watch.around(trainer.accelerator, "backward", "passes")

@@ -152,6 +152,7 @@ def finetune(
     name: Annotated[str | None, typer.Option(help="The run's name; preset and time if left out.")] = None,
     runs: RunsDir = Path("runs"),
     resume: Annotated[bool, flag("--resume", "Go on with the stopped run --name.")] = False,
+    plan: Annotated[bool, flag("--plan", "Show what it would train and take, and stop.")] = False,
     processes: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Train in N processes, one a GPU; a batch is that of each."),
@@ -167,7 +168,13 @@ def finetune(
     from finetune.display import RichDisplay
     from finetune.launch import ends_with_its_partners, is_first, launch, num_launched
     from finetune.run import finetune as run_finetune
+    from finetune.run import plan as plan_run
+    from vallex.errors import ConfigError
 
+    if plan and resume:
+        raise ConfigError(
+            "--plan is of a run that is to begin, --resume of one that has; leave out one of them"
+        )
     console = Console(quiet=not is_first())
     spec = _run_spec(
         prepared,
@@ -187,6 +194,9 @@ def finetune(
     if spec.offline_toy:
         console.print(TOY_NOTICE, highlight=False)
     with ends_with_its_partners():
+        if plan:
+            plan_run(spec, RichDisplay(console))
+            return
         result = run_finetune(spec, RichDisplay(console), resume=resume)
     show_run(spec.runs_dir / spec.name, console)
     if result.status == "stopped":

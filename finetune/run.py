@@ -18,11 +18,12 @@ from finetune.display import Display
 from finetune.environment import describe_machine
 from finetune.model_setup import check_groups, set_collation
 from finetune.optim import optimizer_class
+from finetune.probe import Estimate
 from finetune.processes import Processes
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
 from finetune.run_spec import RunSpec
-from finetune.train import train_stage
+from finetune.train import plan_stage, train_stage
 from finetune.trainer import TrainState, make_accelerator
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
 from vallex.files import remove_temporaries, sha256_of
@@ -76,6 +77,23 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
 
         score_at_the_end(spec, folder, display)
     return folder.result
+
+
+def plan(spec: RunSpec, display: Display) -> list[Estimate]:
+    """What each stage of a run would take, measured with its model and data here; nothing is written.
+
+    errors: as `finetune`, before anything is trained
+    """
+    processes = Processes()
+    display = display if processes.is_main else Display()
+    _check_folder(spec.runs_dir / spec.name, spec, resume=False)
+    estimates = []
+    for stage in spec.stages:
+        model, data = _load_and_check(spec, processes)  # anew: a stage makes the model its own
+        result = _new_result(spec, model, data)
+        folder = RunFolder(spec.runs_dir / spec.name, result, is_writer=False)
+        estimates.append(plan_stage(stage, spec.config, model, data, folder, display, processes))
+    return estimates
 
 
 def _load_and_check(spec: RunSpec, processes: Processes) -> tuple[VALLE, PreparedSet]:

@@ -18,7 +18,8 @@ from finetune.data.prepared import PreparedSet
 from finetune.display import Display
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
-from finetune.probe import estimate_stage, fit_to_memory
+from finetune.probe import Estimate, estimate_stage, fit_to_memory
+from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
@@ -44,8 +45,7 @@ def train_stage(
     trainer = set_up_stage(stage, config, model, data, folder, display, control.processes)
     start_reports(trainer, data)
     state = trainer.state
-    if state.base is None and config.max_batch_sec is None:
-        set_batch_sec(trainer, fit_to_memory(trainer))
+    _fit(trainer)
     display.stage_started(stage, state.step, trainer.total_steps, _groups(trainer))
     if state.base is None:
         display.note(str(estimate_stage(trainer)))
@@ -93,6 +93,31 @@ def _obey(trainer: Trainer, wishes: Wishes) -> None:
     if wishes.save and not wishes.stop:
         save_state(trainer)
         trainer.display.note(f"{stage.upper()}: saved at step {state.step}")
+
+
+def plan_stage(
+    stage: str,
+    config: FinetuneConfig,
+    model: VALLE,
+    data: PreparedSet,
+    folder: RunFolder,
+    display: Display,
+    processes: Processes,
+) -> Estimate:
+    """What a stage would train and take; nothing is trained or written. The model is set up for it."""
+    trainer = set_up_stage(stage, config, model, data, folder, display, processes)
+    _fit(trainer)
+    estimate = estimate_stage(trainer)
+    display.note(_groups(trainer))
+    display.note(str(estimate))
+    trainer.accelerator.free_memory()
+    return estimate
+
+
+def _fit(trainer: Trainer) -> None:
+    """Finds how much goes into a batch, where the settings leave that to the machine."""
+    if trainer.config.max_batch_sec is None and trainer.state.base is None:
+        set_batch_sec(trainer, fit_to_memory(trainer))
 
 
 def _groups(trainer: Trainer) -> str:

@@ -379,11 +379,31 @@ def test_finetune_under_a_name_that_is_taken_leaves_that_run_alone(refused, run)
     assert "cannot go on with other settings" in other and "ar.lr is 0.001, not 0.5" in other
 
 
+def test_finetune_with_plan_shows_what_it_would_take_and_leaves_nothing(vallex, tmp_path, run):
+    before = files_below(tmp_path)
+    ended = vallex("finetune", run.prepared, "--preset=small", "--init", run.init, "--name=later", "--plan")
+    assert (ended.code, ended.err) == (0, "")
+    shown = " ".join(ended.out.split())
+    for stage in ("AR", "NAR"):
+        assert re.search(
+            rf"{stage}: \d+ steps on batches of up to 20 s; about \d+ s and \d+\.\d GB of the", shown
+        )
+    assert files_below(tmp_path) == before
+
+
+def test_finetune_with_plan_and_resume_is_refused(refused, run):
+    message = refused("finetune", "--resume", "--name", "anna", "--plan")
+    assert "--plan is of a run that is to begin" in message
+
+
 def test_finetune_whose_loss_overflows_fails_with_code_1_and_a_line(vallex, tmp_path, run):
     settings = [f"--set={item}" for item in ("lr=1e30", "max_steps=4", "warmup_steps=0", "schedule=constant")]
     ended = vallex("finetune", run.prepared, "--preset=smoke", "--init", run.init, "--name=bad", *settings)
     assert ended.code == 1
-    assert re.fullmatch(r"vallex: the AR is not finite at step \d: .* the learning rate .*\n", ended.err)
+    assert re.fullmatch(
+        r"vallex: the AR (is not finite|validation loss is nan) at step \d: .*[Tt]he learning rate .*\n",
+        ended.err,
+    )
     result = json.loads((tmp_path / "runs" / "bad" / "result.json").read_text())
     assert result["status"] == "failed" and "learning rate" in result["error"]
     listed = json.loads(vallex("runs", "list", "--json").out)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from finetune.scoring import judges
+from finetune.scoring.hearing import hear_all
 from finetune.scoring.judges import JUDGE_RATE_HZ, UTMOS_FILE, find_judges, to_judge_rate
 
 
@@ -81,6 +82,16 @@ def test_find_judges_when_one_is_broken_then_it_is_a_gap_with_its_reason(tmp_pat
     found = find_judges([], tmp_path)
     assert found.gaps["similarity"] == "the judge cannot be loaded (RuntimeError: bad weights)"
     assert found.speaker is found.naturalness is None
+
+
+def test_whisper_where_its_weights_are_hears_every_language_in_batches(whisper_checkpoints, noise):
+    found = find_judges(["en", "ja", "ko"], whisper_checkpoints)
+    assert found.names()["error_rate"] == "whisper-tiny-random"
+    assert found.recognizers["en"] is found.recognizers["ja"]
+    assert found.gaps["error_rate (ko)"] == "whisper-tiny-random does not hear it"
+    many = [*noise, *noise, *noise, *noise, *noise]  # more than a batch
+    heard = hear_all(found.recognizers["ja"], many, "ja")
+    assert len(heard) == len(many) and heard[:2] == heard[-2:]
 
 
 def test_wavlm_where_its_weights_are_is_the_speaker_judge(wavlm_folder, noise):

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,58 +14,6 @@ from vallex.inference import asr
 needs_pocketsphinx = pytest.mark.skipif(
     importlib.util.find_spec("pocketsphinx") is None, reason="pocketsphinx is not installed (extra judges)"
 )
-
-
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory) -> Path:
-    """A folder with `whisper-tiny-random`: 32 wide, one layer, random, with a byte tokenizer."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from transformers import (
-        WhisperConfig,
-        WhisperFeatureExtractor,
-        WhisperForConditionalGeneration,
-        WhisperTokenizer,
-    )
-
-    folder = tmp_path_factory.mktemp("checkpoints")
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|zh|>", "<|ja|>", "<|de|>"]
-    special += ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>"]
-    special += ["<|notimestamps|>"]
-    letters = {symbol: place for place, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-    ids = {token: len(letters) + place for place, token in enumerate(special)}
-    tokenizer = WhisperTokenizer(vocab=letters | {special[0]: ids[special[0]]}, merges=[])
-    tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
-    assert tokenizer.convert_tokens_to_ids(special) == list(ids.values())
-    config = WhisperConfig(
-        vocab_size=len(letters) + len(special),
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        max_target_positions=24,
-        decoder_start_token_id=ids["<|startoftranscript|>"],
-        pad_token_id=ids["<|endoftext|>"],
-        bos_token_id=ids["<|endoftext|>"],
-        eos_token_id=ids["<|endoftext|>"],
-        suppress_tokens=[],
-        begin_suppress_tokens=[],
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = WhisperForConditionalGeneration(config)
-    generation = model.generation_config
-    generation.lang_to_id = {code: ids[code] for code in ("<|en|>", "<|zh|>", "<|ja|>", "<|de|>")}
-    generation.task_to_id = {"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]}
-    generation.no_timestamps_token_id = ids["<|notimestamps|>"]
-    generation.is_multilingual = True
-    generation.max_length = 16
-    generation._from_model_config = False  # what is set here comes back
-    for part in (model, WhisperFeatureExtractor(), tokenizer):
-        part.save_pretrained(folder / "whisper-tiny-random")
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -105,8 +52,8 @@ def test_pocketsphinx_when_nothing_is_said_hears_nothing_much():
     assert len(heard.text.split()) <= 1
 
 
-def test_whisper_loads_its_format_and_hears_each_clip(checkpoints, noise):
-    recognizer = asr.load_recognizer("auto", checkpoints_dir=checkpoints)
+def test_whisper_loads_its_format_and_hears_each_clip(whisper_checkpoints, noise):
+    recognizer = asr.load_recognizer("auto", checkpoints_dir=whisper_checkpoints)
     assert recognizer.name == "whisper-tiny-random"
     assert recognizer.languages == ("en", "zh", "ja")
     heard = recognizer.hear(noise, language="zh")
@@ -115,8 +62,8 @@ def test_whisper_loads_its_format_and_hears_each_clip(checkpoints, noise):
     assert recognizer.hear([]) == []
 
 
-def test_whisper_when_the_language_is_auto_takes_one_of_the_three(checkpoints, noise):
-    recognizer = asr.load_recognizer("whisper", checkpoints_dir=checkpoints)
+def test_whisper_when_the_language_is_auto_takes_one_of_the_three(whisper_checkpoints, noise):
+    recognizer = asr.load_recognizer("whisper", checkpoints_dir=whisper_checkpoints)
     with torch.no_grad():  # German is made the likeliest by far: it is none of the model's languages
         embedding = recognizer._model.model.decoder.embed_tokens.weight
         german = recognizer._model.generation_config.lang_to_id["<|de|>"]
@@ -128,12 +75,12 @@ def test_whisper_when_the_language_is_auto_takes_one_of_the_three(checkpoints, n
     assert all(one.language in ("en", "zh", "ja") for one in heard)
 
 
-def test_whisper_when_a_tensor_is_missing_says_so(checkpoints, tmp_path):
+def test_whisper_when_a_tensor_is_missing_says_so(whisper_checkpoints, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "whisper-small"
     folder.mkdir()
-    for file in (checkpoints / "whisper-tiny-random").iterdir():
+    for file in (whisper_checkpoints / "whisper-tiny-random").iterdir():
         (folder / file.name).write_bytes(file.read_bytes())
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.encoder.conv1.weight"]

@@ -242,11 +242,13 @@ def work_in_workers(
             for found in _bounded_map(pool, tasks, num_processes):
                 num_done += len(found)
                 yield found
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
             num_clips = sum(len(batch) for batch in batches)
+            is_gpu = isinstance(error, torch.OutOfMemoryError)
+            why = "for want of memory on the GPU" if is_gpu else "perhaps for want of memory"
             raise TrainingError(
-                f"a worker ended after {num_done} of {num_clips} clips, perhaps for want of memory; run it "
-                "again (what is done stays) with fewer --workers"
+                f"a worker ended after {num_done} of {num_clips} clips, {why}; run it again (what is done "
+                "stays) with fewer --workers"
             ) from error
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)

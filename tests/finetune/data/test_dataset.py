@@ -160,6 +160,15 @@ def test_plan_epoch_when_two_ranks_then_equally_many_batches_and_every_cut(prepa
     assert {row for plan in plans for rows in plan for row in rows} == set(range(len(prepared.train)))
 
 
+def test_plan_epoch_when_ranks_are_more_than_cuts_then_each_has_a_batch(prepared):
+    cuts = list(prepared.train)[:3]
+    plans = [
+        plan_epoch(cuts, BatchSettings(max_duration_sec=3.0, rank=rank, world_size=8), 0) for rank in range(8)
+    ]
+    assert {len(plan) for plan in plans} == {1}
+    assert {row for [rows] in plans for row in rows} == {0, 1, 2}
+
+
 def test_plan_validation_when_planned_then_every_cut_exactly_once_over_all_ranks(prepared):
     for world_size in (1, 2, 3):
         plans = [

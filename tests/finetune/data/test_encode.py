@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from finetune.data.cuts import table_of
 from finetune.data.encode import ClipWork, WorkerSettings, plan_batches, work_in_workers, work_on
@@ -35,6 +36,10 @@ def corpus(tmp_path, make_clip):
 
 def die(*_task):
     os.abort()
+
+
+def have_no_room(*_task):
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def to_phonemes(text):
@@ -156,13 +161,19 @@ def test_plan_batches_puts_like_lengths_together_within_the_limit(tmp_path, make
     assert plan_batches(clips, 0) == [[clip] for clip in clips]
 
 
-def test_work_in_workers_when_a_worker_dies_then_the_error_says_what_to_do(
-    corpus, tmp_path, monkeypatch, tokenizer
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(die, "perhaps for want of memory"), (have_no_room, "for want of memory on the GPU")],
+)
+def test_work_in_workers_when_a_worker_ends_then_the_error_says_what_to_do(
+    corpus, tmp_path, monkeypatch, tokenizer, fault, reason
 ):
-    monkeypatch.setattr("finetune.data.encode._work", die)
+    monkeypatch.setattr("finetune.data.encode._work", fault)
     batches = plan_batches(find_clips(corpus)[0], 0)
     work = ClipWork(folder=tmp_path / "codes", limits_sec=(0.5, 14.0), language="auto")
-    with pytest.raises(TrainingError, match=r"a worker ended after 0 of 5 clips.*fewer --workers"):
+    with pytest.raises(
+        TrainingError, match=f"a worker ended after 0 of 5 clips, {reason}; .*fewer --workers"
+    ):
         list(work_in_workers(batches, work, TOY, "f" * 64, tokenizer))
 
 

@@ -83,6 +83,16 @@ def test_run_when_its_winner_is_another_than_the_best_then_its_name_means_the_wi
     assert resolve_checkpoint("anna@best", run_dir.parent).name == "ar-best.safetensors"
 
 
+def test_run_of_an_adapter_is_scored_as_base_and_adapter_together(train, quick_judges):
+    run_dir = train(ar={"max_steps": 2, "validate_every": 1, "lora_rank": 2, "lr": 1e-2})
+    result = read_result(run_dir)
+    assert result.evaluation_note is None and result.evaluation.systems.keys() >= {"base", "ar-best"}
+    systems = result.evaluation.teacher_forced["valid"]["systems"]
+    assert systems["ar-best"]["all"]["ar"]["loss"] < systems["base"]["all"]["ar"]["loss"]
+    if result.chosen:
+        assert resolve_checkpoint("anna", run_dir.parent).parent.name == "ar-best"
+
+
 @pytest.mark.parametrize(
     ("error", "note"),
     [

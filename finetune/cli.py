@@ -152,6 +152,13 @@ def finetune(
     name: Annotated[str | None, typer.Option(help="The run's name; preset and time if left out.")] = None,
     runs: RunsDir = Path("runs"),
     resume: Annotated[bool, flag("--resume", "Go on with the stopped run --name.")] = False,
+    resume_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Begin run --name from the state that another run saved; --init takes only its weights.",
+        ),
+    ] = None,
     plan: Annotated[bool, flag("--plan", "Show what it would train and take, and stop.")] = False,
     processes: Annotated[
         int | None,
@@ -165,6 +172,7 @@ def finetune(
     """
     from rich.console import Console
 
+    from finetune.branching import find_source
     from finetune.display import RichDisplay
     from finetune.launch import ends_with_its_partners, is_first, launch, num_launched
     from finetune.run import finetune as run_finetune
@@ -186,6 +194,7 @@ def finetune(
         name,
         runs,
         resume,
+        resume_from,
         processes,
         offline_toy,
     )
@@ -197,7 +206,8 @@ def finetune(
         if plan:
             plan_run(spec, RichDisplay(console))
             return
-        result = run_finetune(spec, RichDisplay(console), resume=resume)
+        source = None if resume_from is None else find_source(resume_from, runs)
+        result = run_finetune(spec, RichDisplay(console), resume=resume, resume_from=source)
     show_run(spec.runs_dir / spec.name, console)
     if result.status == "stopped":
         console.print(f"Stopped and saved. Go on: vallex finetune --resume --name {spec.name} --runs {runs}")
@@ -205,13 +215,25 @@ def finetune(
 
 
 def _run_spec(
-    prepared, init, preset, overrides, stage, add_language, name, runs, resume, processes, offline_toy
+    prepared,
+    init,
+    preset,
+    overrides,
+    stage,
+    add_language,
+    name,
+    runs,
+    resume,
+    resume_from,
+    processes,
+    offline_toy,
 ):
-    """What the options ask for; with --resume, what the run folder says, where they do not speak."""
+    """What the options ask for; to go on with a run, what its folder says, where they do not speak."""
     from dataclasses import replace
     from datetime import datetime
 
-    from finetune.config import STAGES, preset_stages, resolve_config
+    from finetune.branching import find_source
+    from finetune.config import STAGES, changed_config, preset_stages, resolve_config
     from finetune.data.prepared import read_info
     from finetune.launch import num_launched
     from finetune.results import resolve_checkpoint
@@ -224,10 +246,18 @@ def _run_spec(
     stages = STAGES if stage == "both" else (stage,)
     pairs = (entry.partition("=") for entry in add_language)
     add_languages = {code: source or str(DEFAULT_SOURCE) for code, _, source in pairs}
-    if resume:
-        if name is None:
-            raise ConfigError("--resume goes on with a run: name it with --name")
-        spec = resumed_spec(name, runs)
+    if resume and resume_from:
+        raise ConfigError("--resume goes on with a run, --resume-from begins another; take one of them")
+    if resume and name is None:
+        raise ConfigError("--resume goes on with a run: name it with --name")
+    if resume or resume_from:
+        source = find_source(resume_from, runs) if resume_from else None
+        spec = resumed_spec(name or new_run_name(source.name, runs, datetime.now()), runs, source)
+        config = None
+        if preset or (overrides and resume):
+            config = resolve_config(preset or spec.preset, overrides)
+        elif overrides:
+            config = changed_config(spec.config, overrides)
         given = {
             "prepared": prepared,
             "init": None if init is None else resolve_checkpoint(init, runs),
@@ -235,7 +265,7 @@ def _run_spec(
             "preset": preset,
             "add_languages": add_languages or None,
             "num_processes": processes or num_launched(),
-            "config": resolve_config(preset or spec.preset, overrides) if overrides or preset else None,
+            "config": config,
         }
         return replace(spec, **{key: value for key, value in given.items() if value is not None})
     if prepared is None or preset is None:

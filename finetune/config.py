@@ -166,7 +166,15 @@ def resolve_config(preset: str, overrides: Sequence[str] = ()) -> FinetuneConfig
 
     Errors: ConfigError that names every unknown setting (with the nearest known) and every bad value.
     """
-    values = read_preset(preset)
+    return _overridden(read_preset(preset), overrides)
+
+
+def changed_config(config: FinetuneConfig, overrides: Sequence[str]) -> FinetuneConfig:
+    """Settings with `key=value` overrides; errors as in `resolve_config`."""
+    return _overridden(_flat_values(to_dict(config)), overrides)
+
+
+def _overridden(values: dict[str, object], overrides: Sequence[str]) -> FinetuneConfig:
     planned = _optimizers(values)
     faults: list[str] = []
     touched: set[str] = set()
@@ -241,10 +249,14 @@ def to_dict(config: FinetuneConfig) -> dict:
 
 def from_dict(tree: dict) -> FinetuneConfig:
     """The settings that `to_dict` wrote; ConfigError where one is unknown or out of its range."""
+    return _build(_flat_values(tree), [])
+
+
+def _flat_values(tree: dict) -> dict[str, object]:
     values = {}
     for key, value in tree.items():
         values |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-    return _build(values, [])
+    return values
 
 
 def _preset_tree(name: str) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 import vallex
+from finetune.branching import check_branch, make_branch
 from finetune.checks import check_combinations
 from finetune.control import STOP_FILE, Control
 from finetune.data.cuts import table_of
@@ -22,7 +23,7 @@ from finetune.probe import Estimate
 from finetune.processes import Processes
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
-from finetune.run_spec import RunSpec
+from finetune.run_spec import RunSpec, differences
 from finetune.train import plan_stage, train_stage
 from finetune.trainer import TrainState, make_accelerator
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
@@ -36,11 +37,15 @@ from vallex.model.toy import TOY_CONFIG, toy_model
 from vallex.text import PhonemeTokenizer
 
 
-def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunResult:
+def finetune(
+    spec: RunSpec, display: Display, *, resume: bool = False, resume_from: Path | None = None
+) -> RunResult:
     """Trains what a spec asks for, scores it, and returns the result, whose status is "done" or "stopped".
 
     Each of several processes calls it; all come to the same result, and the first alone writes and shows.
 
+    resume: go on with the run of this name
+    resume_from: the folder of another run, whose saved state this new one goes on from
     errors: VallexError where something does not fit; nothing is trained then, and no folder is made. An
         error during training is recorded in the run's result and raised, as a TrainingError where it is
         a VallexError
@@ -53,10 +58,13 @@ def finetune(spec: RunSpec, display: Display, *, resume: bool = False) -> RunRes
     with processes.watched(), processes.main_first():
         if processes.is_main:
             _check_folder(path, spec, resume)
+            if resume_from is not None:
+                check_branch(resume_from, spec)
         model, data = _load_and_check(spec, processes)
         make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
     with processes.watched():
-        folder = _open_folder(path, spec, model, data, resume, processes)
+        begun_in = path if resume else resume_from
+        folder = _open_folder(path, spec, model, data, begun_in, processes)
     before, began = folder.result.seconds, time.monotonic()
     try:
         control = Control(processes, path / STOP_FILE, display.note)
@@ -197,27 +205,12 @@ def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
         raise RunError(f"run {spec.name!r}: there is none in {spec.runs_dir}/ to resume; leave out --resume")
     if read_result(path).status == "running":
         raise RunError(f"run {spec.name!r}: it is running; stop it first (Ctrl-C where it runs)")
-    # what a run before them did not record
-    saved = {"num_processes": 1} | read_config(path)
-    differing = _differences(saved, spec.settings())
+    differing = differences(read_config(path), spec.settings())
     if differing:
         raise ConfigError(
             f"run {spec.name!r}: cannot go on with other settings than it began with: "
-            f"{'; '.join(differing)}. Leave them out, or begin another run"
+            f"{'; '.join(differing.values())}. Leave them out, or begin another run"
         )
-
-
-def _differences(saved: object, asked: object, name: str = "") -> list[str]:
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        keys = dict.fromkeys([*saved, *asked])
-        return [
-            line for key in keys for line in _differences(saved.get(key), asked.get(key), f"{name}.{key}")
-        ]
-    return (
-        []
-        if saved == asked
-        else [f"{name.removeprefix('.').removeprefix('settings.')} is {saved}, not {asked}"]
-    )
 
 
 def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
@@ -234,30 +227,41 @@ def _provenance(spec: RunSpec, model: VALLE, data: PreparedSet) -> dict:
 
 
 def _open_folder(
-    path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, resume: bool, processes: Processes
+    path: Path, spec: RunSpec, model: VALLE, data: PreparedSet, begun_in: Path | None, processes: Processes
 ) -> RunFolder:
-    """The run's folder, made or taken up by the first process, then read by the others."""
+    """The run's folder, made or taken up by the first process, then read by the others.
+
+    begun_in: the folder that it goes on from, its own or another run's
+    """
     if processes.is_main:
         begun = replace(_new_result(spec, model, data), process=this_process())
-        if resume:
-            folder = _resumed_folder(path, spec, begun)
-        else:
+        if begun_in is None:
             begin_folder(path, spec.settings(), begun)
             folder = RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
+        else:
+            _check_unchanged(begun_in, begun)
+            if begun_in != path:
+                make_branch(begun_in, path, spec)
+            folder = _resumed_folder(path, spec)
     processes.wait()
     if not processes.is_main:
         folder = RunFolder(path, read_result(path), is_writer=False, adapter_stages=_adapter_stages(spec))
     return folder
 
 
-def _resumed_folder(path: Path, spec: RunSpec, begun: RunResult) -> RunFolder:
+def _check_unchanged(begun_in: Path, now: RunResult) -> None:
+    """RunError where the data or the checkpoint of a run are not what they were when it began."""
+    then = read_result(begun_in)
+    for what, before, after in (("data", then.data, now.data), ("checkpoint", then.init, now.init)):
+        if before["fingerprint"] != after["fingerprint"]:
+            raise RunError(
+                f"run {begun_in.name!r}: its {what} {after['path']} was changed since it began; begin "
+                "another run, or put back what was there"
+            )
+
+
+def _resumed_folder(path: Path, spec: RunSpec) -> RunFolder:
     with taking_up(path) as result:
-        for what, then, now in (("data", result.data, begun.data), ("checkpoint", result.init, begun.init)):
-            if then["fingerprint"] != now["fingerprint"]:
-                raise RunError(
-                    f"run {spec.name!r}: its {what} {now['path']} was changed since it began; begin another "
-                    "run, or put back what was there"
-                )
         remove_temporaries(path)
         folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
         phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]

@@ -93,9 +93,9 @@ class RunFolder:
             # the weights come last: without them it is no checkpoint yet
             for file in sorted(source.parent.iterdir()):
                 if not file.name.startswith("."):
-                    _link(file, target.parent / file.name)
+                    link_or_copy(file, target.parent / file.name)
         else:
-            _link(source, target)
+            link_or_copy(source, target)
 
     def remove_old_steps(self, stage: str, keep: int) -> None:
         """Removes a stage's checkpoints by step, all but the newest `keep`."""
@@ -258,8 +258,8 @@ def taking_up(path: Path) -> Iterator[RunResult]:
             lock.unlink(missing_ok=True)
 
 
-def _link(source: Path, target: Path) -> None:
-    """One file under two names: the next `last` is a new file, so this one stays."""
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """One file under two names: what is written to either is a new file, so that the other stays."""
     with atomic_write(target) as temporary:
         temporary.unlink()
         try:

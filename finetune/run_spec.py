@@ -47,9 +47,12 @@ class RunSpec:
         }
 
 
-def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
-    """The spec that a run folder records, for going on without repeating its settings."""
-    path = runs_dir / name
+def resumed_spec(name: str, runs_dir: Path, resume_from: Path | None = None) -> RunSpec:
+    """The spec that a run folder records, for going on without repeating its settings.
+
+    resume_from: the folder of another run, with whose settings the run of this name begins
+    """
+    path = resume_from or runs_dir / name
     if not is_run_folder(path):
         raise RunError(
             f"run {name!r}: there is none in {runs_dir}/ to resume; leave out --resume to begin it"
@@ -70,6 +73,24 @@ def resumed_spec(name: str, runs_dir: Path) -> RunSpec:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path / 'config.json'}: not a run's settings: no {error}") from error
+
+
+def differences(saved: dict, asked: dict) -> dict[str, str]:
+    """Where settings are not those that a run folder records: dotted name to "NAME is THEN, not NOW"."""
+    # what a run before there were several processes did not record
+    then, now = _flat({"num_processes": 1} | saved), _flat(asked)
+    return {
+        name: f"{name.removeprefix('settings.')} is {then.get(name)}, not {now.get(name)}"
+        for name in {**then, **now}
+        if then.get(name) != now.get(name)
+    }
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def new_run_name(preset: str, runs_dir: Path, now: datetime.datetime) -> str:

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from finetune.data import dataset
 from finetune.data.cuts import table_of
 from finetune.data.dataset import (
     BatchSettings,
@@ -149,6 +150,16 @@ def test_count_batches_when_epochs_differ_then_is_the_sum_of_each_up_to_the_limi
     assert len(set(lengths)) > 1
     assert count_batches(prepared.train, SETTINGS, 8) == sum(lengths)
     assert count_batches(prepared.train, SETTINGS, 8, at_most=sum(lengths[:3]) - 1) == sum(lengths[:3]) - 1
+
+
+def test_count_batches_when_a_set_is_large_then_plans_one_epoch_only(train_set, monkeypatch):
+    cuts, planned, original = train_set.table, [], dataset.plan_epoch
+    monkeypatch.setattr(dataset, "plan_epoch", lambda *of: planned.append(of[2]) or original(*of))
+    monkeypatch.setattr(dataset, "MAX_CUTS_TO_COUNT", len(cuts) - 1)
+    num_batches = len(original(cuts, SETTINGS, 0))
+    assert count_batches(cuts, SETTINGS, 100) == 100 * num_batches
+    assert count_batches(cuts, SETTINGS, 100, at_most=7) == 7
+    assert planned == [0, 0]
 
 
 def test_plan_epoch_when_two_ranks_then_equally_many_batches_and_every_cut(prepared):

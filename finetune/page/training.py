@@ -33,7 +33,7 @@ STARTING, RUNNING = "starting", "running"
 STAGE_CHOICES = ("preset", "both", "ar", "nar")
 _LOGS = ".started"  # beside the runs; a folder with a dot is none
 _LOG_TAIL_BYTES = 4000
-_ADAM_BYTES_A_PARAMETER = 16  # weights, gradients and two moments, in float32
+_PLAN_SEC = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,10 @@ class TrainForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would do. steps: stage to optimizer steps; memory_gb: about, in float32, nothing frozen."""
+    """What a run would be trained and validated on, in clips."""
 
-    steps: dict[str, int]
     num_train: int
     num_valid: int
-    memory_gb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,29 +99,52 @@ class TrainingDesk:
 
     def plan(self, form: TrainForm) -> Plan:
         """What a form would do; every fault of it that can be told before weights are loaded."""
-        config, stages, init = self._checked(form)
-        prepared = self._prepared(form.prepared)
-        info = read_info(prepared)
-        num_bytes = init.stat().st_size if init is not None else 14_000_000
+        self._checked(form)
+        info = read_info(self._prepared(form.prepared))
         return Plan(
-            steps=self._steps(prepared, config, stages),
             num_train=info.num_train,
             num_valid=info.num_valid,
-            memory_gb=num_bytes * (1 + _ADAM_BYTES_A_PARAMETER / 4 * 0.5) / 1e9,
         )
+
+    def measure(self, form: TrainForm) -> list[str]:
+        """What each stage would take in time and memory, a line each: `vallex finetune --plan` measures it.
+
+        Errors: as `plan`; ConfigError with what the command says where it fails
+        """
+        command = [sys.executable, "-m", "finetune.cli", *self._arguments(form), "--plan"]
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_PLAN_SEC,
+                env=os.environ | {"COLUMNS": "500"},
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(f"not measured in {_PLAN_SEC} s; start it, and see its first steps") from error
+        if done.returncode:
+            raise ConfigError(done.stderr.strip().removeprefix("vallex: ") or "the plan failed")
+        return re.findall(r"^N?AR: \d+ steps on .*$", done.stdout, re.MULTILINE)
 
     def start(self, form: TrainForm) -> None:
         """Starts a run in a process of its own. Errors: as `plan`; RunError where its name is taken."""
-        _, stages, init = self._checked(form)
+        arguments = self._arguments(form)
         path = self._runs / form.name
         if path.exists() or self._process(form.name):
             raise RunError(f"run {form.name!r}: there is one of this name; take another, or resume it")
+        self._launch(form.name, arguments)
+
+    def _arguments(self, form: TrainForm) -> list[str]:
+        """What `vallex` is given for a form. Errors: as `plan`."""
+        _, stages, init = self._checked(form)
         arguments = ["finetune", str(self._prepared(form.prepared)), "--preset", form.preset]
         arguments += ["--stage", "both" if len(stages) == 2 else stages[0]]
         arguments += ["--name", form.name, "--runs", str(self._runs)]
         arguments += [] if init is None else ["--init", str(init)]
         arguments += [part for override in form.overrides for part in ("--set", override)]
-        self._launch(form.name, arguments)
+        return arguments + (["--offline-toy"] if self._settings.offline_toy else [])
 
     def resume(self, name: str) -> None:
         """Goes on with a run that was stopped."""
@@ -209,7 +230,6 @@ class TrainingDesk:
     def _launch(self, name: str, arguments: list[str]) -> None:
         logs = self._runs / _LOGS
         logs.mkdir(parents=True, exist_ok=True)
-        arguments += ["--offline-toy"] if self._settings.offline_toy and "--resume" not in arguments else []
         with (logs / f"{name}.log").open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "finetune.cli", *arguments],

@@ -106,13 +106,10 @@ class TrainPanel:
 
     @told
     def _show_plan(self, *values):
-        found = self._desk.plan(_form_of(*values))
-        steps = ", ".join(f"{stage.upper()} {number} steps" for stage, number in found.steps.items())
-        return plain(
-            f"{steps or 'As many steps as memory allows'}, on {found.num_train} clips, {found.num_valid} for "
-            f"validation; at most about {found.memory_gb:.1f} GB for weights and optimizer, and what a batch "
-            "takes. The time left is shown after the first steps."
-        )
+        form = _form_of(*values)
+        found = self._desk.plan(form)
+        clips = f"On {found.num_train} clips, {found.num_valid} for validation."
+        return plain(" ".join([clips, *(f"{line}." for line in self._desk.measure(form))]))
 
     @told
     def _start_run(self, *values):

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -13,7 +14,7 @@ from hands import choose, go_to
 
 from finetune.page.published import Published, sounds_of
 from finetune.page.server import add_published
-from finetune.page.training import TrainForm, TrainingDesk
+from finetune.page.training import Plan, TrainForm, TrainingDesk
 from finetune.results import read_result
 from vallex.errors import ConfigError, DataError, RunError
 
@@ -37,7 +38,9 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     tab = open_page()
     fill(tab, "voice-1", "max_steps=900\nvalidate_every=900", prepared)
     tab.get_by_role("button", name="Show the plan").click()
-    tab.get_by_text("AR 900 steps, NAR 900 steps, on 4 clips, 1 for validation").wait_for()
+    tab.get_by_text("On 4 clips, 1 for validation. AR: 900 steps on batches of up to").wait_for(
+        timeout=90_000
+    )
     tab.get_by_role("button", name="Start training").click()
     tab.get_by_text("voice-1 is started").wait_for()
     tab.close()
@@ -100,12 +103,19 @@ def test_desk_when_a_run_is_not_there_then_it_says_so(settings_of, name):
         TrainingDesk(settings_of()).state(name)
 
 
-def test_desk_when_the_length_of_batches_is_found_by_itself_then_the_plan_has_no_steps(settings_of, prepared):
+def test_desk_when_a_plan_is_measured_then_each_stage_has_its_time_and_memory(settings_of, prepared):
     form = TrainForm(
         name="new", prepared=prepared, preset="smoke", init="toy", overrides=("max_batch_sec=auto",)
     )
-    plan = TrainingDesk(settings_of()).plan(form)
-    assert (plan.steps, plan.num_train, plan.num_valid) == ({}, 4, 1)
+    desk = TrainingDesk(settings_of())
+    assert desk.plan(form) == Plan(num_train=4, num_valid=1)
+    for stage, line in zip(("AR", "NAR"), desk.measure(form), strict=True):
+        assert re.fullmatch(
+            rf"{stage}: 30 steps on batches of up to \d+ s; about \d+ s and .* GB that are free", line
+        )
+    bad = replace(form, overrides=("lr=fast",))
+    with pytest.raises(ConfigError, match="lr is 'fast'"):
+        desk.measure(bad)
 
 
 def test_sounds_when_a_run_has_spoken_then_the_newest_come_first_and_links_are_left_out(tmp_path):

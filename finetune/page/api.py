@@ -1,7 +1,7 @@
 """`POST /v1/audio/speech` in the shape of OpenAI's, so that what is built on it works here.
 
 model is a checkpoint or run, voice a saved voice. What cannot be honoured (another speed, instructions) is
-refused and not ignored. wav and pcm are sent sentence by sentence.
+refused and not ignored. wav and pcm are sent sentence by sentence; the others tell how each ended.
 """
 
 import json
@@ -141,15 +141,14 @@ def _refusal(error: VallexError) -> ApiError:
 
 
 async def _answer(request: Request, engine: Engine, job: Job, kind: str) -> Response:
-    """The sound from its first sentence on; whoever hangs up before the end calls the job off."""
+    """The sound from the first said sentence on; whoever hangs up before the end calls the job off."""
     is_streamed = kind in STREAMED
     try:
-        while not await _wait(job, 0 if is_streamed else 10**9):
+        while not (job.is_over or (is_streamed and job.seconds)):
+            await _wait(job, len(job.parts))
             if await request.is_disconnected():
                 raise ApiError(499, "the client has gone")
-        if job.error is not None and not job.parts:
-            raise _refusal(job.error)
-        if not is_streamed and job.error is not None:
+        if job.error is not None and not (is_streamed and job.seconds):
             raise _refusal(job.error)
     except BaseException:
         engine.cancel(job)
@@ -158,6 +157,7 @@ async def _answer(request: Request, engine: Engine, job: Job, kind: str) -> Resp
     if is_streamed:
         return StreamingResponse(_stream(engine, job, kind), media_type=MEDIA_TYPES[kind], headers=headers)
     content = await anyio.to_thread.run_sync(encode, job.pcm(), kind, job.mark)
+    headers["X-Speech-Ended"] = ", ".join(part.ended for part in job.parts)
     return Response(content, media_type=MEDIA_TYPES[kind], headers=headers)
 
 

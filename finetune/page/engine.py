@@ -22,7 +22,7 @@ from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import PromptError, TextError, TrainingError, VallexError
 from vallex.files import atomic_write
-from vallex.inference.long_text import MAX_TOTAL_SEC, MIN_CHUNK_SEC, prompt_of
+from vallex.inference.long_text import MAX_TOTAL_SEC, MIN_CHUNK_SEC, may_be_prompt, prompt_of
 from vallex.inference.prompts import VoicePrompt
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.inference.voices import voice_from_recording
@@ -275,7 +275,8 @@ class Engine:
         job.change(status=LOADING)
         model = self.models.get(find_choice(request.checkpoint, self.settings), request.adapter_scale)
         synthesizer = Synthesizer(model, self.vocoder, self._tokenizer)
-        room_sec = max(MAX_TOTAL_SEC - (voice.seconds if voice else 0.0), MIN_CHUNK_SEC)
+        # without a voice, a sentence is the prompt of the others
+        room_sec = MAX_TOTAL_SEC / 2 if voice is None else max(MAX_TOTAL_SEC - voice.seconds, MIN_CHUNK_SEC)
         texts = spoken_sentences(self._tokenizer, request.text, room_sec, request.settings.language)
         is_toy = self.settings.offline_toy or bool(model.provenance.get("toy"))
         job.change(status=SPEAKING, num_sentences=len(texts), is_toy=is_toy)
@@ -283,12 +284,12 @@ class Engine:
             self._check()
             with torch.inference_mode():
                 [speech] = synthesizer.speak_many([(text, voice)], request.settings)
-            if voice is None and speech.ended != "empty":
+            if voice is None and may_be_prompt(speech):
                 voice = prompt_of(speech)  # the voice that the model made up stays for the next sentence
             unsaid = (*speech.text.unknown, *speech.text.unknown_words, *speech.text.dropped)
-            job.add(
-                Part(text=text, pcm=to_pcm(speech.wav), ended=speech.ended, seed=speech.seed, unsaid=unsaid)
-            )
+            # a little sound before an ending at once says nothing of the text
+            pcm = b"" if speech.ended == "empty" else to_pcm(speech.wav)
+            job.add(Part(text=text, pcm=pcm, ended=speech.ended, seed=speech.seed, unsaid=unsaid))
         if not job.seconds:
             raise TrainingError(
                 f"nothing was said: {request.checkpoint} ended at once, also when asked again. Try another "

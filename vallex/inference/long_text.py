@@ -85,7 +85,7 @@ def _spoken_chunks(
         # what hangs on no other chunk is decoded at once
         at_once = left if mode == "fixed" and prompt is not None else left[:1]
         chunks += synthesizer.decode_many([(chunk, prompt) for chunk in at_once], settings)
-        if (mode == "sliding" or prompt is None) and _is_sound(chunks[-1]):
+        if (mode == "sliding" or prompt is None) and may_be_prompt(chunks[-1]):
             prompt = prompt_of(chunks[-1])
     return chunks
 
@@ -115,7 +115,7 @@ def chunk_texts(
     return split_for_speech(synthesizer.tokenizer, text, min(room_sec, MAX_TOTAL_SEC / 2), settings.language)
 
 
-def _is_sound(speech: SpokenCodes) -> bool:
+def may_be_prompt(speech: SpokenCodes) -> bool:
     """Whether a chunk may be a prompt: one that was cut off, or ran on, does not say what its text says."""
     return speech.ended == "eos" and len(speech.codes) / FRAME_RATE_HZ <= MAX_TOTAL_SEC - MIN_CHUNK_SEC
 

@@ -1,11 +1,14 @@
 """`POST /v1/audio/speech` asked by OpenAI's own client, and what is refused."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 from fastapi.testclient import TestClient
+
+from vallex.inference.synthesizer import Synthesizer
 
 TEXT = "Good morning. How are you today, my friend?"
 
@@ -40,6 +43,36 @@ def test_speech_when_a_format_is_asked_for_then_it_comes_with_the_mark(client, k
     if kind != "mp3":  # libsndfile writes no comment there
         assert "synthetic speech by vallex, tiny.pt" in sound.comment
     assert len(sound.read()) >= 2560
+
+
+def _with_first_empty(monkeypatch):
+    speak_many = Synthesizer.speak_many
+
+    def first_is_empty(self, texts, settings):
+        [speech] = speak_many(self, texts, settings)
+        return [replace(speech, ended="empty" if "Good" in texts[0][0] else "eos")]
+
+    monkeypatch.setattr(Synthesizer, "speak_many", first_is_empty)
+
+
+def test_speech_when_a_sentence_was_not_said_then_the_header_tells_and_its_sound_is_left_out(
+    client, monkeypatch
+):
+    whole = client.audio.speech.create(**body(response_format="flac")).content
+    _with_first_empty(monkeypatch)
+    answer = client.audio.speech.create(**body(response_format="flac"))
+    assert answer.response.headers["x-speech-ended"] == "empty, eos"
+    lengths = [soundfile.info(io.BytesIO(content)).frames for content in (answer.content, whole)]
+    assert 0 < lengths[0] < lengths[1]
+
+
+@pytest.mark.parametrize("kind", ["wav", "mp3"])
+def test_speech_when_nothing_was_said_then_it_is_no_success(client, monkeypatch, kind):
+    import openai
+
+    _with_first_empty(monkeypatch)
+    with pytest.raises(openai.InternalServerError, match=r"nothing was said: tiny\.pt ended at once"):
+        client.audio.speech.create(**body(response_format=kind, input="Good morning to you."))
 
 
 def test_speech_when_it_is_streamed_then_pcm_comes_in_pieces_and_equals_the_wav(client):

@@ -67,18 +67,48 @@ def test_job_when_a_sentence_stays_empty_then_the_text_goes_on_and_it_is_told(en
     def first_is_empty(self, texts, settings):
         [speech] = speak_many(self, texts, settings)
         if "Good" in texts[0][0]:
-            speech = replace(speech, ended="empty", wav=torch.zeros(0), codes=speech.codes[:0])
+            # before it ended it made a little sound, which is not the text
+            speech = replace(speech, ended="empty", wav=torch.ones(480), codes=speech.codes[:1])
         return [speech]
 
     monkeypatch.setattr(Synthesizer, "speak_many", first_is_empty)
     job = engine.submit(request())
     assert job.wait(10**6, timeout_sec=60)
     assert (job.status, [part.ended == "empty" for part in job.parts]) == ("done", [True, False])
+    assert [len(part.pcm) > 0 for part in job.parts] == [False, True]
     assert "“Good morning.” was not said at all" in outcome_view(job)
     silent = engine.submit(request("Good morning."))
     assert silent.wait(10**6, timeout_sec=60)
     assert silent.status == "failed"
     assert "nothing was said: toy ended at once" in str(silent.error)
+
+
+def test_job_when_it_has_no_voice_then_only_a_sentence_that_ended_well_becomes_the_voice(engine, monkeypatch):
+    voices, endings = [], ["budget", "loop", "eos", "eos"]
+    speak_many = Synthesizer.speak_many
+
+    def ended(self, texts, settings):
+        [speech] = speak_many(self, texts, settings)
+        voices.append(texts[0][1])
+        return [replace(speech, ended=endings[len(voices) - 1], codes=speech.codes[: 40 + len(voices)])]
+
+    monkeypatch.setattr(Synthesizer, "speak_many", ended)
+    job = engine.submit(request(f"{TEXT} It is a fine day. Let us go for a walk."))
+    assert job.wait(10**6, timeout_sec=60)
+    assert [voice is None for voice in voices] == [True, True, True, False]
+    assert len(voices[3].codes) == 43  # of the third
+
+
+def test_job_when_it_has_no_voice_then_a_sentence_leaves_room_for_it_as_a_prompt(engine, monkeypatch):
+    rooms = []
+
+    def cut(tokenizer, text, room_sec, language):
+        rooms.append(room_sec)
+        return [text]
+
+    monkeypatch.setattr(engines, "spoken_sentences", cut)
+    assert engine.submit(request("Good morning.")).wait(10**6, timeout_sec=60)
+    assert rooms == [11.0]
 
 
 def test_choices_when_they_are_made_then_speaking_follows_them():

@@ -19,6 +19,7 @@ from finetune.page.layout import CSS, HEAD, THEME, build_page
 from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB, USER, PageSettings, is_local
 from finetune.page.sound import MEDIA_TYPES, stream_header
+from finetune.page.tabs.voice import SAMPLE
 from finetune.page.voices import VoiceShelf
 from vallex.errors import ConfigError
 
@@ -39,10 +40,14 @@ def build_server(settings: PageSettings) -> FastAPI:
     add_api(server, engine, shelf)
     _add_sound(server, engine)
     add_published(server, published)
+    page = build_page(engine, shelf, published)
+    # only launch() sets this, and until it is set Gradio takes any path of this machine for an upload
+    page.has_launched = True
     return gr.mount_gradio_app(
         server,
-        build_page(engine, shelf, published),
+        page,
         path="/",
+        allowed_paths=[str(SAMPLE)],
         server_name=settings.host,
         server_port=settings.port,
         auth=(USER, settings.password) if settings.password else None,

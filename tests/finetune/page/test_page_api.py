@@ -166,3 +166,23 @@ def test_server_when_a_file_is_asked_for_by_path_then_none_is_served(keyed, page
     for path in ("/etc/passwd", f"{page_folder}/checkpoints/tiny.pt", f"{page_folder}/prompts/alan.npz"):
         assert keyed.get(f"/gradio_api/file={path}").status_code in (403, 404)
     assert keyed.get("/speech/..%2f..%2fetc%2fpasswd.wav").status_code == 404
+
+
+def test_page_when_a_path_was_never_uploaded_then_it_is_refused(settings_of, page_folder, tmp_path):
+    from finetune.page.server import build_server
+
+    shelf, voice = tmp_path / "shelf", page_folder / "prompts" / "alan.npz"
+    local = TestClient(build_server(settings_of(prompts_dir=shelf)), base_url="http://localhost")
+    config = local.get("/config").json()
+    [npz] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "npz"]
+    [event] = [call["id"] for call in config["dependencies"] if [npz, "upload"] in call["targets"]]
+
+    def add(path: str):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        return local.post("/gradio_api/run/predict", json={"data": [file], "fn_index": event})
+
+    assert "not uploaded by a user" in add(str(voice)).json()["error"]
+    assert not shelf.exists()
+    [sent] = local.post("/gradio_api/upload", files={"files": (voice.name, voice.read_bytes())}).json()
+    assert "Added alan" in add(sent).text
+    assert (shelf / "alan.npz").is_file()

@@ -138,7 +138,7 @@ class SetWriter:
 
     def _write_skipped(self) -> None:
         """The table of what was left out, with paths below the data."""
-        root = (self.data if self.data.is_dir() else self.data.parent).resolve()
+        root = self.data if self.data.is_dir() else self.data.parent
         with (
             atomic_write(self.out / SKIPPED_FILE) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -146,7 +146,7 @@ class SetWriter:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(["path", "reason", "detail"])
             for skip in sorted(self.skipped, key=lambda skip: (skip.path, skip.detail)):
-                table.writerow([skip.path.resolve().relative_to(root), skip.reason, skip.detail])
+                table.writerow([_below(root, skip.path), skip.reason, skip.detail])
 
     def _reasons(self) -> dict[str, int]:
         """How many files were left out for each reason, the most common first."""
@@ -172,6 +172,15 @@ def output_folder(out: Path | str) -> Path:
     except OSError as cause:
         raise DataError(f"{out}: cannot be made a folder ({cause.strerror}); give another place") from cause
     return out.resolve()
+
+
+def _below(root: Path, path: Path) -> Path:
+    """A path as seen from `root`, links on the way left as they are; the whole of one that lies elsewhere."""
+    seen = path.absolute()
+    for base in (root.absolute(), root.resolve()):
+        if seen.is_relative_to(base):
+            return seen.relative_to(base)
+    return seen
 
 
 def _summary_of(cuts: Sequence[Candidate]) -> SplitSummary:

@@ -133,28 +133,36 @@ def work_on(
 ) -> list[Ready | Skipped]:
     """Does the work on clips that are encoded together; what each has become, or why it cannot be used.
 
+    A clip without codes is opened even if nothing is to be encoded: one that only its header lets read has
+    none for ever, and is no work left undone.
+
     codec: None where nothing is to be encoded; fingerprint: of the codec whose codes are wanted
     """
     found = [_begin(clip, work, fingerprint, tokenizer) for clip in clips]
     begun = [entry for entry in found if isinstance(entry, Ready)]
-    if not work.encodes or all(entry.codes is not None for entry in begun):
+    missing = [entry for entry in begun if entry.codes is None]
+    if not missing:
         return found
     wavs, unreadable = {}, {}
-    for entry in begun:
+    for entry in begun if work.encodes else missing:
         try:
             wavs[entry.clip.id] = load_audio(entry.clip.path)
         except AudioError as cause:
             unreadable[entry.clip.id] = _skipped(entry.clip, "audio unreadable", cause)
+    if work.encodes:
+        by_id = dict(zip(wavs, _encoded(list(wavs.values()), codec), strict=True))
+        for entry in missing:
+            if entry.clip.id in by_id:
+                _save(entry, by_id[entry.clip.id], work.folder)
+    return [unreadable.get(entry.clip.id, entry) if isinstance(entry, Ready) else entry for entry in found]
+
+
+def _encoded(wavs: Sequence[torch.Tensor], codec: EncodecCodec) -> list[torch.Tensor]:
+    """The codes [T, 8] of each wav [N]: one alone, more as a batch."""
     with _one_thread():
         if len(wavs) == 1:
-            all_codes = [codec.encode(wav)[0] for wav in wavs.values()]
-        else:
-            all_codes = codec.encode_batch(list(wavs.values())) if wavs else []
-    by_id = dict(zip(wavs, all_codes, strict=True))
-    for entry in begun:
-        if entry.codes is None and entry.clip.id in by_id:
-            _save(entry, by_id[entry.clip.id], work.folder)
-    return [unreadable.get(entry.clip.id, entry) if isinstance(entry, Ready) else entry for entry in found]
+            return [codec.encode(wavs[0])[0]]
+        return codec.encode_batch(wavs) if wavs else []
 
 
 def _begin(clip: Clip, work: ClipWork, fingerprint: str, tokenizer: PhonemeTokenizer) -> Ready | Skipped:

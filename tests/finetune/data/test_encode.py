@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from finetune.data.cuts import table_of
@@ -90,6 +91,23 @@ def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec,
     merged = prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
     assert (merged.fingerprint, merged.num_encoded, merged.num_reused) == (once.fingerprint, 0, 4)
     assert codes_of(out) == codes_of(tmp_path / "once")
+
+
+def test_merge_when_only_the_header_of_a_clip_can_be_read_then_it_is_skipped_as_by_the_shards(
+    corpus, tmp_path, make_clip, toy_codec, tokenizer
+):
+    cut_off = make_clip(corpus / "train/anna/1/cut_off.flac")
+    cut_off.write_bytes(cut_off.read_bytes()[:-4000])
+    not_finite = make_clip(corpus / "train/anna/1/not_finite.wav")
+    soundfile.write(not_finite, np.full(14400, np.nan), 24000, subtype="FLOAT")
+    once = prepare(corpus, tmp_path / "once", SETTINGS, toy_codec, tokenizer)
+    assert once.skipped == {"audio unreadable": 3}
+    out = tmp_path / "shards"
+    for shard in ("1/2", "2/2"):
+        encode_shard(corpus, out, SETTINGS, toy_codec, tokenizer, shard)
+    merged = prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
+    assert (merged.fingerprint, merged.num_encoded) == (once.fingerprint, 0)
+    assert (out / "skipped.csv").read_bytes() == (tmp_path / "once" / "skipped.csv").read_bytes()
 
 
 def test_prepare_killed_and_run_again_gives_the_set_of_an_unbroken_run(

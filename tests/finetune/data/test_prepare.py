@@ -252,6 +252,23 @@ def test_prepare_when_clips_cannot_be_used_then_they_are_listed_and_the_rest_is_
     assert "nothing to say" in skipped["signs.wav"][1]
 
 
+def test_prepare_when_folders_are_links_then_what_is_left_out_is_named_as_seen_in_the_data(
+    two_clips, tmp_path, make_clip, toy_codec, tokenizer, monkeypatch
+):
+    elsewhere = tmp_path / "elsewhere"
+    make_clip(elsewhere / "1" / "short.wav", seconds=0.2)
+    (two_clips / "part" / "ben").symlink_to(elsewhere)
+    make_clip(elsewhere / "brief.wav", seconds=0.3)
+    (two_clips / "part/anna/1/mute.wav").symlink_to(elsewhere / "brief.wav")
+    (tmp_path / "link").symlink_to(two_clips)
+    monkeypatch.chdir(tmp_path)
+    for data in (two_clips, "data", "link"):
+        prepare(data, tmp_path / "out", SETTINGS, toy_codec, tokenizer)
+        lines = (tmp_path / "out" / "skipped.csv").read_text(encoding="utf-8").splitlines()
+        paths = [line.split(",")[0] for line in lines[1:]]
+        assert paths == ["part/anna/1/mute.wav", "part/ben/1/short.wav", "part/ben/brief.wav"]
+
+
 def test_prepare_when_no_clip_is_left_then_tells_the_common_reasons_and_leaves_nothing(
     tmp_path, make_clip, toy_codec, tokenizer
 ):

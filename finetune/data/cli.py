@@ -6,6 +6,7 @@ Nothing heavy is imported before one runs.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,8 @@ from vallex.cli.options import OfflineToy, Phonemizer, RecordingsOptions, Unknow
 
 CLIPS_PER_WORKER = 50
 """A worker takes seconds to start, for which it must have something to do."""
+GPU_BYTES_PER_WORKER = 3_000_000_000
+"""A minute of sound on its way through the encoder, with the process's own CUDA context."""
 
 
 def import_verb(
@@ -153,7 +156,8 @@ def prepare(
         str | None, typer.Option(help="Where to encode: cpu, or GPUs as in cuda:0,cuda:1.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Processes a device; by itself one for 50 clips, at most one a core.")
+        int | None,
+        typer.Option(help="Processes a device; by itself one for 50 clips, as cores and GPUs allow."),
     ] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only encode the I-th of N shares (a job array).")
@@ -212,14 +216,27 @@ def choose_workers(devices: str | None, num_workers: int | None, num_clips: int,
     """WorkerSettings, or None where this process on the CPU is enough.
 
     devices: names with commas between; None for the first GPU where there is one, else the CPU
-    num_workers: on each device; None for one for CLIPS_PER_WORKER clips, at most one a core over all
+    num_workers: on each device; None for one for CLIPS_PER_WORKER clips, at most one a core over all, and
+        no more than a GPU has room for
     """
     import torch
 
     from finetune.data.encode import WorkerSettings
 
     names = tuple((devices or ("cuda:0" if torch.cuda.is_available() else "cpu")).split(","))
+    settings = WorkerSettings(devices=names, num_workers=1 if num_workers is None else num_workers, toy=toy)
     if num_workers is None:
-        num_workers = max(1, min(os.cpu_count() or 1, num_clips // CLIPS_PER_WORKER) // len(names))
-    settings = WorkerSettings(devices=names, num_workers=num_workers, toy=toy)
-    return None if names == ("cpu",) and num_workers == 1 else settings
+        wanted = min(os.cpu_count() or 1, num_clips // CLIPS_PER_WORKER) // len(names)
+        room = [_num_that_fit(name) for name in names if name.startswith("cuda")]
+        settings = replace(settings, num_workers=max(1, min([wanted, *room])))
+    return None if names == ("cpu",) and settings.num_workers == 1 else settings
+
+
+def _num_that_fit(gpu: str) -> int:
+    """How many workers have room on a GPU."""
+    import torch
+
+    try:
+        return torch.cuda.mem_get_info(gpu)[0] // GPU_BYTES_PER_WORKER
+    except RuntimeError:  # no room even to ask; the one worker that is tried tells it
+        return 0

@@ -124,6 +124,17 @@ def plan_batches(clips: Sequence[Clip], batch_sec: float) -> list[list[Clip]]:
     return batches
 
 
+def share_of(clips: Sequence[Clip], batch_sec: float, index: int, count: int) -> list[list[Clip]]:
+    """The batches of the I-th of N shares: of a GPU's batches every N-th one, on the CPU clip by clip.
+
+    Whoever works on a share has the same clips, so that machines of both kinds leave none to nobody.
+    """
+    if count == 1:
+        return plan_batches(clips, batch_sec)
+    batches = plan_batches(clips, batch_sec or _GPU_BATCH_SEC)[index - 1 :: count]
+    return batches if batch_sec else [[clip] for batch in batches for clip in batch]
+
+
 def work_on(
     clips: Sequence[Clip],
     work: ClipWork,

@@ -14,7 +14,7 @@ from finetune.data.encode import (
     ClipWork,
     Ready,
     WorkerSettings,
-    plan_batches,
+    share_of,
     usual_batch_sec,
     work_in_workers,
     work_on,
@@ -56,7 +56,7 @@ def prepare(
         writer.skipped = skipped
         work = _work_of(settings, writer.out, encodes=not is_merge)
         num_done = num_missing = 0
-        for found in _worked_on(clips, work, codec, tokenizer, workers):
+        for found in _worked_on(_planned(clips, codec, workers), work, codec, tokenizer, workers):
             for entry in found:
                 if isinstance(entry, Skipped):
                     skipped.append(entry)
@@ -69,7 +69,7 @@ def prepare(
         if num_missing:
             raise DataError(
                 f"{writer.out}: {num_missing} of {len(clips)} clips have no codes yet: a shard is not done. "
-                "Run it (--shard I/N), or leave out --merge to encode them here"
+                "Run it (--shard I/N, with the N of the others), or leave out --merge to encode them here"
             )
         return writer.finish(settings, codec, tokenizer)
 
@@ -86,17 +86,20 @@ def encode_shard(
 ) -> tuple[int, int]:
     """Encodes the I-th of N shares of the clips, for `shard` "I/N", and puts nothing together.
 
+    progress: as of `prepare`, over the clips of the share
+
     Returns how many were encoded, and of how many. Raises ConfigError for another `shard`.
     """
     share = parse_shard(shard)
-    clips, _ = find_clips(data)
+    batches = _planned(find_clips(data)[0], codec, workers, share)
+    num_clips = sum(len(batch) for batch in batches)
     work = _work_of(settings, output_folder(out), encodes=True)
     num_done = num_encoded = 0
     with _disk_faults_told(out):
-        for found in _worked_on(clips, work, codec, tokenizer, workers, share):
+        for found in _worked_on(batches, work, codec, tokenizer, workers):
             num_done += len(found)
             num_encoded += sum(isinstance(entry, Ready) and entry.is_new for entry in found)
-            progress(num_done, -(-len(clips) // share[1]))
+            progress(num_done, num_clips)
     return num_encoded, num_done
 
 
@@ -129,20 +132,26 @@ def _work_of(settings: PrepareSettings, out: Path, encodes: bool) -> ClipWork:
     )
 
 
-def _worked_on(
+def _planned(
     clips: Sequence[Clip],
+    codec: EncodecCodec,
+    workers: WorkerSettings | None,
+    share: tuple[int, int] = (1, 1),
+) -> list[list[Clip]]:
+    """What is encoded together, of the I-th of N shares."""
+    devices = (codec.device.type,) if workers is None else workers.devices
+    batch_sec = None if workers is None else workers.batch_sec
+    return share_of(clips, usual_batch_sec(devices) if batch_sec is None else batch_sec, *share)
+
+
+def _worked_on(
+    batches: Sequence[Sequence[Clip]],
     work: ClipWork,
     codec: EncodecCodec,
     tokenizer: PhonemeTokenizer,
     workers: WorkerSettings | None,
-    share: tuple[int, int] = (1, 1),
 ) -> Iterator[list[Ready | Skipped]]:
-    """What becomes of the clips, of the I-th batch of every N on, here or in workers."""
-    devices = (codec.device.type,) if workers is None else workers.devices
-    batch_sec = None if workers is None else workers.batch_sec
-    batches = plan_batches(clips, usual_batch_sec(devices) if batch_sec is None else batch_sec)
-    index, count = share
-    batches = batches[index - 1 :: count]
+    """What becomes of the clips of each batch, here or in workers."""
     if workers is not None:
         yield from work_in_workers(batches, work, workers, codec.fingerprint, tokenizer)
         return

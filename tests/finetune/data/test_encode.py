@@ -13,7 +13,14 @@ import soundfile
 import torch
 
 from finetune.data.cuts import table_of
-from finetune.data.encode import ClipWork, WorkerSettings, plan_batches, work_in_workers, work_on
+from finetune.data.encode import (
+    ClipWork,
+    WorkerSettings,
+    plan_batches,
+    share_of,
+    work_in_workers,
+    work_on,
+)
 from finetune.data.libritts import find_clips
 from finetune.data.prepare import PrepareSettings, encode_shard, parse_shard, prepare
 from finetune.data.prepared import load_prepared
@@ -79,7 +86,8 @@ def test_work_in_workers_when_a_phonemizer_cannot_go_there_then_says_what_to_do(
         list(work_in_workers([], work, TOY, "f" * 64, tokenizer))
 
 
-def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec, tokenizer):
+def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec, tokenizer, monkeypatch):
+    monkeypatch.setattr("finetune.data.encode._GPU_BATCH_SEC", 1.2)  # two clips
     once = prepare(corpus, tmp_path / "once", SETTINGS, toy_codec, tokenizer)
     out = tmp_path / "shards"
     encoded = [encode_shard(corpus, out, SETTINGS, toy_codec, tokenizer, "1/2")]
@@ -91,6 +99,23 @@ def test_shards_and_merge_give_the_set_made_at_once(corpus, tmp_path, toy_codec,
     merged = prepare(corpus, out, SETTINGS, toy_codec, tokenizer, is_merge=True)
     assert (merged.fingerprint, merged.num_encoded, merged.num_reused) == (once.fingerprint, 0, 4)
     assert codes_of(out) == codes_of(tmp_path / "once")
+
+
+def test_share_of_when_a_cpu_and_a_gpu_share_a_set_then_each_clip_is_in_one_share(tmp_path, make_clip):
+    for number in range(9):
+        make_clip(tmp_path / "part" / "anna" / "1" / f"{number}.wav", seconds=0.3 + number / 5)
+    clips, _ = find_clips(tmp_path)
+
+    def ids(batch_sec, index):
+        return {clip.id for batch in share_of(clips, batch_sec, index, 3) for clip in batch}
+
+    assert share_of(clips, 3.0, 1, 1) == plan_batches(clips, 3.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.data.encode._GPU_BATCH_SEC", 3.0)
+        shares = [ids(0, index) for index in (1, 2, 3)]
+        assert all(shares) and all(len(batch) == 1 for batch in share_of(clips, 0, 1, 3))
+        assert shares == [ids(3.0, index) for index in (1, 2, 3)]
+    assert sorted(name for share in shares for name in share) == sorted(clip.id for clip in clips)
 
 
 def test_merge_when_only_the_header_of_a_clip_can_be_read_then_it_is_skipped_as_by_the_shards(

@@ -1,4 +1,4 @@
-"""vallex import, vallex doctor DATA, vallex export of a prepared set, vallex voice make without a text."""
+"""vallex import, doctor DATA, export of a prepared set, voice make without a text; workers of prepare."""
 
 import importlib.util
 import sys
@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from finetune.cli import main
+from finetune.data.cli import choose_workers
 from finetune.data.transcribe import hear_files
-from vallex.errors import PromptError, WeightsError
+from vallex.errors import ConfigError, PromptError, WeightsError
 from vallex.inference import voices
 from vallex.inference.asr import Heard
 
@@ -180,3 +182,33 @@ def test_hear_files_in_processes_hears_what_one_process_does(recordings, tmp_pat
 def test_hear_files_when_there_is_no_recognizer_raises(tmp_path):
     with pytest.raises(WeightsError, match="nothing can be heard"):
         list(hear_files([], "whisper", checkpoints_dir=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("devices", "free_bytes", "num_workers"),
+    [
+        ("cuda:0", [100e9], 16),
+        ("cuda:0", [11.5e9], 3),
+        ("cuda:0,cuda:1", [100e9, 100e9], 8),
+        ("cuda:0,cuda:1", [100e9, 7e9], 2),
+        ("cuda", [1e9], 1),
+        ("cuda", [], 1),  # so full that asking fails
+    ],
+)
+def test_choose_workers_when_on_gpus_then_no_more_than_they_have_room_for(
+    monkeypatch, devices, free_bytes, num_workers
+):
+    free = dict(zip(devices.split(","), free_bytes, strict=False))
+
+    def mem_get_info(name):
+        if name not in free:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return int(free[name]), 200_000_000_000
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.mem_get_info", mem_get_info)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    assert choose_workers(devices, None, 100_000, True).num_workers == num_workers
+    assert choose_workers(devices, 12, 100_000, True).num_workers == 12
+    with pytest.raises(ConfigError, match="device 'cuda:2' is not here"):
+        choose_workers("cuda:2", None, 100_000, True)

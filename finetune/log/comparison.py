@@ -175,7 +175,7 @@ def _apart(first: RunResult, other: RunResult, score: str) -> str | None:
     a, b = first.evaluation, other.evaluation
     if a.plan != b.plan:
         return f"scores: on other sentences, prompts or seeds than {first.name}"
-    if ("vocos" in a.gaps) != ("vocos" in b.gaps):
+    if ("vocoder" in a.gaps) != ("vocoder" in b.gaps):
         return f"scores: through another vocoder than {first.name}"
     judges = judge_of(a, score), judge_of(b, score)
     if judges[0] == judges[1]:

@@ -42,27 +42,26 @@ class ScoreCache:
             return None
         return entry if isinstance(entry, dict) else None
 
-    def write(self, key: str, entry: dict, wavs: Sequence[Tensor | None] = ()) -> None:
-        """Keeps plain values with their sounds; a disk without room for them is no error.
+    def write(self, key: str, entry: dict, wavs: Sequence[Tensor | None] = ()) -> bool:
+        """Keeps plain values with their sounds; a disk without room for them is no error. Whether it did.
 
-        wavs: [N] float32 each, 24 kHz; what is empty has no file
+        wavs: as in `save_sounds`
         """
         target = self.folder / key
         if self.read(key) is not None:
-            return
+            return True
         made = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.folder))
-            for place, wav in enumerate(wavs):
-                if wav is not None and len(wav):
-                    save_audio(made / sound_path("", place), wav, software="vallex")
+            save_sounds(made, wavs)
             (made / "entry.json").write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # what is there cannot be read
             made.rename(target)
         except (OSError, AudioError):
             if made is not None:
                 shutil.rmtree(made, ignore_errors=True)
+        return self.read(key) is not None
 
     def copy_sounds(self, key: str, folder: Path) -> None:
         """Puts the sounds of an entry into a folder; linked, where that goes."""
@@ -72,3 +71,14 @@ class ScoreCache:
                 os.link(sound, folder / sound.name)
             except OSError:
                 shutil.copyfile(sound, folder / sound.name)
+
+
+def save_sounds(folder: Path, wavs: Sequence[Tensor | None]) -> None:
+    """Writes the sounds of a system.
+
+    wavs: [N] float32 each, 24 kHz; what is empty has no file
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, wav in enumerate(wavs):
+        if wav is not None and len(wav):
+            save_audio(folder / sound_path("", place).name, wav, software="vallex")

@@ -72,7 +72,7 @@ def evaluate(
             target,
             settings,
             cache=runs / CACHE_FOLDER,
-            sounds=file.with_suffix("") if file else target.run_dir / SOUNDS_FOLDER,
+            sounds=file.with_name(f"{file.stem}.sounds") if file else target.run_dir / SOUNDS_FOLDER,
             progress=display.scoring,
         )
     finally:
@@ -90,10 +90,10 @@ def evaluate(
 
 def _beside(target) -> Path:
     """Where a checkpoint's scores go: `voice.evaluation.json` beside `voice.safetensors`."""
-    from finetune.scoring.run_scores import checkpoint_folder
+    from finetune.scoring.run_scores import checkpoint_folder, checkpoint_stem
 
-    [(name, path)] = target.files.items()
-    return checkpoint_folder(path) / f"{name}.evaluation.json"
+    [path] = target.files.values()
+    return checkpoint_folder(path) / f"{checkpoint_stem(path)}.evaluation.json"
 
 
 def _check_name(file: Path) -> None:

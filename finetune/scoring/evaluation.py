@@ -5,26 +5,29 @@ taken from the cache, so that the base costs nothing after the first run.
 """
 
 import datetime
-import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
+from torch import Tensor
+
 from finetune.data.prepared import PreparedSet, load_prepared, read_info
-from finetune.scoring.cache import ScoreCache
-from finetune.scoring.judges import find_judges
+from finetune.scoring.cache import ScoreCache, save_sounds
+from finetune.scoring.judges import find_judges, reason_of
 from finetune.scoring.plan import Plan, make_plan
 from finetune.scoring.scores import (
     BASE,
     CODEC_COPIES,
     RECORD_VERSION,
     RECORDINGS,
+    SOUND_FILES,
     Evaluation,
     sound_path,
 )
-from finetune.scoring.spoken import Bench, Row, ceiling_takes, judge_takes, speak_plan, system_record
+from finetune.scoring.spoken import Bench, Row, Take, ceiling_takes, judge_takes, speak_plan, system_record
 from finetune.scoring.teacher import (
     Spoken,
     TeacherScores,
@@ -37,7 +40,7 @@ from finetune.scoring.teacher import (
 from finetune.scoring.verdict import compare_to_base, decide
 from vallex.codec import load_codec, load_vocoder
 from vallex.codec.encodec import EncodecCodec
-from vallex.errors import CheckpointError, DataError
+from vallex.errors import AudioError, CheckpointError, DataError
 from vallex.inference.synthesizer import Synthesizer
 from vallex.model.network import VALLE
 from vallex.sources import CHECKPOINTS_DIR, COMPONENTS
@@ -79,6 +82,7 @@ class _Work:
     """What an evaluation has found so far.
 
     spoken: name of a system to what the cache keeps of it, and under which key
+    unkept: the sounds of systems that the cache has not, for a judge failed or there was no room
     teacher: kind of voices to name to scores
     """
 
@@ -91,6 +95,7 @@ class _Work:
     progress: Progress
     toy: bool
     spoken: dict[str, tuple[dict, str]] = field(default_factory=dict)
+    unkept: dict[str, list[Tensor | None]] = field(default_factory=dict)
     teacher: dict[str, dict[str, TeacherScores]] = field(default_factory=dict)
 
 
@@ -285,9 +290,7 @@ def _score_model(name: str, model: VALLE, work: _Work) -> None:
     entry = work.cache.read(key)
     if entry is None:
         takes, factor = speak_plan(synthesizer, work.bench, partial(work.progress, f"{name}: speaking"))
-        rows = judge_takes(takes, work.bench, partial(work.progress, f"{name}: listening"))
-        entry = _entry(rows, fingerprint, factor)
-        work.cache.write(key, entry, [take.wav for take in takes])
+        entry = _judge(name, takes, (fingerprint, factor), key, work)
     work.spoken[name] = entry, key
 
 
@@ -296,11 +299,7 @@ def _score_ceiling(work: _Work) -> None:
     entries = {name: work.cache.read(key) for name, key in keys.items()}
     if None in entries.values():
         for name, takes in ceiling_takes(work.bench).items():
-            rows = judge_takes(takes, work.bench, partial(work.progress, f"{name}: listening"))
-            entries[name] = _entry(rows, keys[name], None)
-            work.cache.write(
-                keys[name], entries[name], [None if take is None else take.wav for take in takes]
-            )
+            entries[name] = _judge(name, takes, (keys[name], None), keys[name], work)
     for name, entry in entries.items():
         if any(row is not None for row in entry["rows"]):
             work.spoken[name] = entry, keys[name]
@@ -308,12 +307,27 @@ def _score_ceiling(work: _Work) -> None:
             work.gaps[name] = "no recording of these sentences is there"
 
 
-def _entry(rows: list[Row | None], fingerprint: str, real_time_factor: float | None) -> dict:
-    return {
+def _judge(
+    name: str, takes: list[Take | None], facts: tuple[str, float | None], key: str, work: _Work
+) -> dict:
+    """What is written of a system; kept in the cache unless a judge failed, who may not fail again.
+
+    facts: its fingerprint and real-time factor
+    """
+    work.bench.failed.clear()
+    rows = judge_takes(takes, work.bench, partial(work.progress, f"{name}: listening"))
+    for score, reason in work.bench.failed.items():
+        work.gaps.setdefault(score, f"{name}: {reason}")
+    fingerprint, factor = facts
+    entry = {
         "rows": [None if row is None else asdict(row) for row in rows],
         "fingerprint": fingerprint,
-        "real_time_factor": real_time_factor,
+        "real_time_factor": factor,
     }
+    wavs = [None if take is None else take.wav for take in takes]
+    if work.bench.failed or not work.cache.write(key, entry, wavs):
+        work.unkept[name] = wavs
+    return entry
 
 
 def _key(work: _Work, *parts: object) -> str:
@@ -323,11 +337,26 @@ def _key(work: _Work, *parts: object) -> str:
 
 
 def _copy_sounds(work: _Work) -> None:
-    """Only now that all is scored: until then the sounds of the evaluation before are there."""
-    if work.spec.sounds is not None:
-        shutil.rmtree(work.spec.sounds, ignore_errors=True)
+    """Only now that all is scored: until then the sounds of the evaluation before are there.
+
+    Of the folder's files only those go that an evaluation wrote: a user may have named any folder.
+    """
+    folder = work.spec.sounds
+    if folder is None:
+        return
+    try:
+        for old in folder.glob(SOUND_FILES):
+            old.unlink()
+            with suppress(OSError):  # something else is there too
+                old.parent.rmdir()
         for name, (_, key) in work.spoken.items():
-            work.cache.copy_sounds(key, work.spec.sounds / sound_path(name, 0).parent)
+            own = folder / sound_path(name, 0).parent
+            if name in work.unkept:
+                save_sounds(own, work.unkept[name])
+            else:
+                work.cache.copy_sounds(key, own)
+    except (OSError, AudioError) as error:  # the scores are worth more than the sounds
+        work.gaps["sounds"] = f"they could not be written to {folder} ({reason_of(error)})"
 
 
 def _sentences(plan: Plan) -> list[dict]:

@@ -17,8 +17,8 @@ TAKES_PER_PROCESS = 6
 """A process takes seconds to start, as long as some takes."""
 
 
-def hear_all(recognizer: Recognizer, wavs: Sequence[Tensor], language: str) -> list[str]:
-    """What is said in each of several recordings in one language.
+def hear_all(recognizer: Recognizer, wavs: Sequence[Tensor], language: str) -> list[str | None]:
+    """What is said in each of several recordings in one language; None where one could not be read.
 
     wavs: each [N] float32, 16 kHz, at most 30 s
     """
@@ -29,6 +29,6 @@ def hear_all(recognizer: Recognizer, wavs: Sequence[Tensor], language: str) -> l
             for path, wav in zip(paths, wavs, strict=True):
                 save_audio(path, wav, JUDGE_RATE_HZ)
             heard = hear_files(paths, POCKETSPHINX, language, num_workers=num_processes)
-            return [one.text if one else "" for one in heard]
+            return [one and one.text for one in heard]
     batches = [wavs[start : start + BATCH_SIZE] for start in range(0, len(wavs), BATCH_SIZE)]
     return [one.text for batch in batches for one in recognizer.hear(batch, language)]

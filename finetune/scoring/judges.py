@@ -233,9 +233,13 @@ def _or_gap(gaps: dict[str, str], score: str, load: Callable[[], T]) -> T | None
     except ModuleNotFoundError as error:
         gaps[score] = f"{error.name} is not installed ({INSTALL})"
     except Exception as error:  # judges are other people's models: a broken one must not end a run
-        reason = " ".join(str(error).split())[:160]
-        gaps[score] = f"the judge cannot be loaded ({type(error).__name__}: {reason})"
+        gaps[score] = f"the judge cannot be loaded ({reason_of(error)})"
     return None
+
+
+def reason_of(error: Exception) -> str:
+    """An error of somebody else's code in one short line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def _version(package: str) -> str:

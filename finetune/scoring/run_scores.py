@@ -18,7 +18,14 @@ from finetune.run_folder import RunFolder
 from finetune.run_spec import RunSpec, resumed_spec
 from finetune.scoring.cache import CACHE_FOLDER
 from finetune.scoring.evaluation import EvaluationSpec, Progress, evaluate_checkpoints
-from finetune.scoring.scores import SOUNDS_FOLDER, Evaluation
+from finetune.scoring.scores import (
+    BASE,
+    CODEC_COPIES,
+    RECORDINGS,
+    SOUNDS_FOLDER,
+    Evaluation,
+    sound_path,
+)
 from vallex.cli.options import released_checkpoint
 from vallex.errors import ConfigError, RunError
 from vallex.files import sha256_of
@@ -170,6 +177,14 @@ def scored_files(run_dir: Path, *, every: bool) -> dict[str, Path]:
 
 
 def checkpoint_name(path: Path) -> str:
+    """What a checkpoint is called among the systems: as its file, which may not pass for the base."""
+    stem = checkpoint_stem(path)
+    # two names are one where their sounds lie in one folder
+    is_taken = sound_path(stem, 0) in [sound_path(system, 0) for system in (BASE, RECORDINGS, CODEC_COPIES)]
+    return f"checkpoint {stem}" if is_taken else stem
+
+
+def checkpoint_stem(path: Path) -> str:
     """A checkpoint's file without what its format adds; an adapter goes by its folder."""
     return path.parent.name if path.name == ADAPTER_FILE else path.stem
 

@@ -136,6 +136,10 @@ def sound_path(system: str, place: int) -> Path:
     return Path(system.replace("/", "-").replace(" ", "-")) / f"{place + 1:03d}.wav"
 
 
+SOUND_FILES = "*/[0-9][0-9][0-9].wav"
+"""The pattern of every `sound_path`."""
+
+
 def evaluation_faults(evaluation: Evaluation) -> list[str]:
     """What in an evaluation that was read from a file is not as it is written."""
     if evaluation.version != RECORD_VERSION:

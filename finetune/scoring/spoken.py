@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from finetune.scoring.hearing import hear_all
-from finetune.scoring.judges import JUDGE_RATE_HZ, Judges, to_judge_rate
+from finetune.scoring.judges import JUDGE_RATE_HZ, Judges, reason_of, to_judge_rate
 from finetune.scoring.plan import Plan, Sentence, codes_of, recording_of
 from finetune.scoring.repeats import is_looping
 from finetune.scoring.scores import CODEC_COPIES, FAULTS, RECORDINGS, SCORES
@@ -30,6 +32,7 @@ from vallex.text import PhonemeTokenizer
 
 BATCH_SIZE = 8
 SILENCE_PEAK = 1e-4
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 
@@ -69,13 +72,25 @@ class Row:
 
 @dataclass(kw_only=True)
 class Bench:
-    """What sentences are spoken and judged with; the vectors of reference recordings are kept."""
+    """What sentences are spoken and judged with; the vectors of reference recordings are kept.
+
+    failed: a score to why its judge gave none of some take, though it was there
+    """
 
     plan: Plan
     judges: Judges
     vocoder: Vocoder
     tokenizer: PhonemeTokenizer
     vectors: dict[str, Tensor] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, score: str, judge: Callable[[], T]) -> T | None:
+        """What a judge says; None, and the reason in `failed`, where it fails."""
+        try:
+            return judge()
+        except Exception as error:  # judges are other people's models: a failure must not end an evaluation
+            self.failed.setdefault(score, f"the judge failed ({reason_of(error)})")
+        return None
 
     def reference(self, sentence: Sentence) -> Tensor | None:
         """The mean vector of the speaker's recordings: [D] float32, or None without any."""
@@ -166,8 +181,12 @@ def _hear(takes: Sequence[Take | None], bench: Bench) -> list[str | None]:
             to_judge_rate(takes[place].wav, SAMPLE_RATE_HZ)[: int(MAX_HEARD_SEC * JUDGE_RATE_HZ)]
             for place in places
         ]
-        for place, hearing in zip(places, hear_all(recognizer, wavs, language), strict=True):
-            heard[place] = hearing
+        found = bench.ask("error_rate", partial(hear_all, recognizer, wavs, language))
+        if found is not None:
+            if None in found:
+                bench.failed.setdefault("error_rate", "a take could not be read by who should hear it")
+            for place, hearing in zip(places, found, strict=True):
+                heard[place] = hearing
     return heard
 
 
@@ -188,10 +207,11 @@ def _silent_row(take: Take, sentence: Sentence, judges: Judges) -> Row:
 
 def _row(sentence: Sentence, take: Take, heard: str | None, bench: Bench) -> Row:
     wav, judges = to_judge_rate(take.wav, SAMPLE_RATE_HZ), bench.judges
-    reference = bench.reference(sentence) if judges.speaker else None
-    similarity = None
-    if reference is not None:
-        similarity = _known(torch.cosine_similarity(judges.speaker.embed([wav])[0], reference, dim=0))
+    similarity = naturalness = None
+    if judges.speaker:
+        similarity = bench.ask("similarity", partial(_similarity, sentence, wav, bench))
+    if judges.naturalness:
+        naturalness = bench.ask("naturalness", lambda: _known(judges.naturalness.rate([wav])[0]))
     faults = {
         "runaway": take.ended == "budget",
         "looping": take.is_looping or is_looping(take.wav, SAMPLE_RATE_HZ),
@@ -203,11 +223,18 @@ def _row(sentence: Sentence, take: Take, heard: str | None, bench: Bench) -> Row
         heard=heard,
         error_rate=None if heard is None else error_rate(sentence.text, heard, sentence.language),
         similarity=similarity,
-        naturalness=_known(judges.naturalness.rate([wav])[0]) if judges.naturalness else None,
+        naturalness=naturalness,
         faulty=float(any(faults.values())),
         phonemes_per_sec=len(sentence.encoding.ids) / (len(take.wav) / SAMPLE_RATE_HZ),
         faults=[name for name, has_it in faults.items() if has_it],
     )
+
+
+def _similarity(sentence: Sentence, wav: Tensor, bench: Bench) -> float | None:
+    reference = bench.reference(sentence)
+    if reference is None:
+        return None
+    return _known(torch.cosine_similarity(bench.judges.speaker.embed([wav])[0], reference, dim=0))
 
 
 def _known(value: Tensor | float) -> float | None:

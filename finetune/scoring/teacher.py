@@ -142,15 +142,16 @@ def teacher_scores(
 
 def teacher_record(scores: dict[str, TeacherScores], base: str) -> dict:
     """What is written of a set: the scores of each system, and the paired differences of loss to the base."""
+    compared = {name: one.losses for name, one in scores.items() if name != base}
+    to_base = scores[base].losses
     return {
         "systems": {name: one.scores for name, one in scores.items()},
         "differences": {
             name: {
-                half: vars(difference(one.losses[half], scores[base].losses[half], higher_is_better=False))
-                for half in one.losses
+                half: vars(difference(losses, to_base[half], False, num_compared=len(compared)))
+                for half, losses in own.items()
             }
-            for name, one in scores.items()
-            if name != base
+            for name, own in compared.items()
         },
     }
 

@@ -28,14 +28,16 @@ def decide(
 ) -> tuple[str | None, str | None, str]:
     """The checkpoint that won, its verdict over all, and the verdict in words.
 
-    Of those that are not worse than the base, the one with the highest mean over all wins; the first, which
-    is the best by loss, where they are equal. Where all are worse, none does, and the nearest is judged.
+    Those that are better than the base come before those without a difference, whose mean may be higher by
+    chance; of several the one with the highest mean over all wins, and the first, which is the best by loss,
+    where they are equal. Where all are worse, none does, and the nearest is judged.
     """
     known = [name for name in checkpoints if name in found and found[name]["overall"].verdict != UNKNOWN]
     if not known:
         return None, None, NOTHING_COMPARED
     usable = [name for name in known if found[name]["overall"].verdict != WORSE]
-    judged = max(usable or known, key=lambda name: found[name]["overall"].mean)
+    better = [name for name in usable if found[name]["overall"].verdict == BETTER]
+    judged = max(better or usable or known, key=lambda name: found[name]["overall"].mean)
     return judged if usable else None, found[judged]["overall"].verdict, in_words(found[judged], judged)
 
 

@@ -92,7 +92,7 @@ def test_compare_never_mixes_judges(make_run, better):
     ("change", "why"),
     [
         ({"plan": "plan-2"}, "scores: on other sentences, prompts or seeds than a; b has a gap"),
-        ({"gaps": {"vocos": "not there"}}, "scores: through another vocoder than a; b has a gap"),
+        ({"gaps": {"vocoder": "not there"}}, "scores: through another vocoder than a; b has a gap"),
     ],
 )
 def test_compare_of_what_was_spoken_otherwise_leaves_a_gap(make_run, better, change, why):

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from finetune.data.prepared import load_prepared
 from finetune.results import RunResult, read_result, write_result
-from finetune.scoring import evaluation, spoken
+from finetune.scoring import evaluation, hearing, spoken
 from finetune.scoring.evaluation import EvaluationSpec, evaluate_checkpoints
 from finetune.scoring.judges import Judges
 from finetune.scoring.plan import make_plan
@@ -17,6 +17,7 @@ from finetune.scoring.scores import evaluation_faults, sound_path
 from finetune.scoring.spoken import Bench, Take, judge_takes
 from vallex.codec.audio import load_audio
 from vallex.errors import CheckpointError, DataError
+from vallex.inference.asr import Heard
 from vallex.text import PhonemeTokenizer
 
 NUM_SENTENCES = 5
@@ -106,6 +107,55 @@ def test_evaluation_when_made_again_speaks_and_judges_nothing(
     same = ("systems", "differences", "teacher_forced", "verdict", "winner", "why", "plan")
     assert [getattr(first, name) for name in same] == [getattr(again, name) for name in same]
     assert (tmp_path / "sounds" / sound_path("base", 0)).is_file()
+
+
+def test_evaluation_replaces_its_own_sounds_and_leaves_all_else(make_spec_of, quick_judges, tmp_path):
+    folder = tmp_path / "sounds"
+    old, mine = folder / sound_path("nar-old", 0), folder / "nar-best" / "notes.txt"
+    for path in (old, mine):
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
+    evaluate_checkpoints(make_spec_of(sounds=folder))
+    assert mine.read_text() == "mine" and not old.parent.exists()
+
+
+def test_evaluation_where_the_cache_cannot_be_written_has_its_sounds(make_spec_of, quick_judges, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    found = evaluate_checkpoints(make_spec_of(sounds=tmp_path / "sounds"))
+    assert (tmp_path / "sounds" / sound_path("nar-best", 0)).is_file() and "sounds" not in found.gaps
+
+
+def test_evaluation_whose_sounds_cannot_be_written_says_so(make_spec_of, quick_judges, tmp_path):
+    (tmp_path / "sounds").write_text("a file")
+    found = evaluate_checkpoints(make_spec_of(sounds=tmp_path / "sounds"))
+    assert found.gaps["sounds"].startswith(f"they could not be written to {tmp_path / 'sounds'} (")
+    assert found.differences["nar-best"]["overall"]["num_pairs"] == NUM_SENTENCES
+
+
+@pytest.mark.parametrize(
+    ("score", "who", "what"),
+    [
+        ("error_rate", "recognizers", "hear"),
+        ("similarity", "speaker", "embed"),
+        ("naturalness", "naturalness", "rate"),
+    ],
+)
+def test_evaluation_when_a_judge_fails_has_a_gap_and_asks_it_again_next_time(
+    make_spec_of, quick_judges, monkeypatch, score, who, what
+):
+    def fail(*arguments):
+        raise RuntimeError("no more\nroom")
+
+    judge = getattr(quick_judges, who)
+    judge = judge["en"] if score == "error_rate" else judge
+    with monkeypatch.context() as failing:
+        failing.setattr(judge, what, fail)
+        found = evaluate_checkpoints(make_spec_of())
+    assert found.gaps[score] == "base: the judge failed (RuntimeError: no more room)"
+    assert found.systems["base"]["means"][score] is None and evaluation_faults(found) == []
+    assert found.systems["base"]["num"]["faulty"] == NUM_SENTENCES
+    again = evaluate_checkpoints(make_spec_of())
+    assert score not in again.gaps and again.systems["base"]["num"][score] == NUM_SENTENCES
 
 
 def test_evaluation_of_another_checkpoint_scores_the_base_not_again(
@@ -242,6 +292,23 @@ def test_judge_takes_when_nothing_is_said_gives_the_worst_of_each_score(bench):
         assert (row.error_rate, row.similarity, row.naturalness, row.faulty) == (1.0, 0.0, 1.0, 1.0)
         assert row.faults == ["empty"] and row.phonemes_per_sec is None
     assert rows[2:] == [None] * (len(takes) - 2)
+
+
+def test_judge_takes_when_a_take_cannot_be_read_then_its_error_rate_is_not_known(bench, monkeypatch):
+    heard = iter([None, *[Heard(text="", language="en", source="pocketsphinx")] * 11])
+    monkeypatch.setattr(
+        hearing, "hear_files", lambda paths, *others, **settings: [next(heard) for _ in paths]
+    )
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(bench.judges.recognizers["en"], "name", "pocketsphinx")
+    assert hearing.hear_all(bench.judges.recognizers["en"], [torch.ones(160)] * 12, "en") == [
+        None,
+        *[""] * 11,
+    ]
+    monkeypatch.setattr(spoken, "hear_all", lambda *arguments: [None])
+    take = Take(wav=torch.linspace(-0.5, 0.5, 24000), ended="eos")
+    row = judge_takes([take, *[None] * (len(bench.plan.sentences) - 1)], bench)[0]
+    assert (row.heard, row.error_rate) == (None, None) and "could not be read" in bench.failed["error_rate"]
 
 
 def test_judge_takes_names_what_is_wrong_with_each(bench, hearer):

@@ -164,7 +164,7 @@ def test_evaluate_a_checkpoint_of_a_run_compares_with_what_the_run_began_with(tr
     run_command(["evaluate", "anna@last", "--quick", "--runs", str(run_dir.parent), "--offline-toy"])
     written = json.loads((run_dir / "checkpoints/ar-last.evaluation.json").read_text())
     assert written["systems"].keys() >= {"base", "ar-last"}
-    assert (run_dir / "checkpoints/ar-last.evaluation/base/001.wav").is_file()
+    assert (run_dir / "checkpoints/ar-last.evaluation.sounds/base/001.wav").is_file()
     assert (run_dir / "result.json").read_text() == before
 
 
@@ -178,7 +178,31 @@ def test_evaluate_a_file_against_another_writes_beside_it_or_where_it_is_told(
     run_command(["evaluate", str(mine), str(sample_prepared), *common])
     assert json.loads((tmp_path / "mine.evaluation.json").read_text())["systems"].keys() >= {"base", "mine"}
     run_command(["evaluate", str(mine), str(sample_prepared), *common, "-o", str(tmp_path / "out/mine.json")])
-    assert (tmp_path / "out/mine.json").is_file() and (tmp_path / "out/mine/base/001.wav").is_file()
+    assert (tmp_path / "out/mine.json").is_file()
+    assert (tmp_path / "out/mine.sounds/base/001.wav").is_file()
+
+
+def test_evaluate_into_a_file_named_as_a_folder_leaves_the_folder(train, quick_judges):
+    run_dir = train(evaluation="none")
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    common = ["--quick", "--runs", str(run_dir.parent), "--offline-toy"]
+    run_command(["evaluate", "anna", *common, "-o", f"{run_dir}.json"])
+    assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("stem", ["base", "recordings", "codec copies", "codec-copies"])
+def test_evaluate_a_file_named_as_the_base_or_the_ceiling_is_scored_beside_it(
+    train, quick_judges, sample_prepared, tmp_path, stem
+):
+    best = train(evaluation="none") / "checkpoints/ar-best.safetensors"
+    mine = tmp_path / f"{stem}.safetensors"
+    mine.write_bytes(best.read_bytes())
+    common = ["--base", str(best), "--quick", "--runs", str(tmp_path / "runs"), "--offline-toy"]
+    run_command(["evaluate", str(mine), str(sample_prepared), *common])
+    found = json.loads((tmp_path / f"{stem}.evaluation.json").read_text())
+    assert found["systems"].keys() == {"base", f"checkpoint {stem}", "recordings", "codec copies"}
+    sounds = tmp_path / f"{stem}.evaluation.sounds"
+    assert len([*sounds.iterdir()]) == len(found["systems"])
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,15 @@ def test_teacher_record_of_the_same_weights_is_no_difference(make_model, spoken)
     assert record["differences"]["nar-best"]["ar"]["num_pairs"] == len(spoken)
 
 
+def test_teacher_record_of_many_has_wider_intervals_than_of_one(make_model, spoken):
+    base, mine, other = (teacher_scores(make_model(seed=seed), spoken * 3) for seed in range(3))
+    widths = []
+    for systems in ({"mine": mine}, {"mine": mine, "other": other}):
+        one = teacher_record({"base": base, **systems}, "base")["differences"]["mine"]["ar"]
+        widths.append(one["high"] - one["low"])
+    assert widths[0] < widths[1]
+
+
 def test_fingerprint_of_spoken_changes_with_codes_phonemes_and_speakers(make_utterances):
     def fingerprint(seed=0, speaker="x"):
         one = make_utterances("x", [20], seed=seed)[0]

@@ -37,6 +37,16 @@ def test_decide_among_several_takes_the_highest_that_is_not_worse():
     assert decided(rows(0.3), best=rows(0.5), later=rows(0.4))[:2] == (None, "worse")
 
 
+def test_decide_takes_what_is_better_before_what_only_has_a_higher_mean():
+    spread = rows(0.3)
+    for place, row in enumerate(spread):
+        row["error_rate"] = 0.3 + (0.6 if place % 2 else -0.9)
+    found = compare_to_base({"base": rows(0.3), "spread": spread, "sure": rows(0.25)}, ["spread", "sure"])
+    assert found["spread"]["overall"].mean > found["sure"]["overall"].mean
+    assert found["spread"]["overall"].verdict == "no difference"
+    assert decide(found, ["spread", "sure"])[:2] == ("sure", "better")
+
+
 def test_decide_when_scores_go_both_ways_says_so():
     winner, verdict, why = decided(rows(0.3, 0.50), best=rows(0.1, 0.45))
     assert (winner, verdict) == ("best", "no difference")

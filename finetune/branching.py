@@ -86,7 +86,9 @@ def make_branch(source: Path, path: Path, spec: RunSpec) -> None:
     made, state = path.with_name(f".begun-{path.name}"), f"state-{stage}.pt"
     shutil.rmtree(made, ignore_errors=True)
     # files that are only ever replaced as a whole are shared; the log is appended to
-    shutil.copytree(source / "checkpoints", made / "checkpoints", copy_function=link_or_copy)
+    made.mkdir(parents=True)
+    if (source / "checkpoints").is_dir():  # before its first validation a run has none
+        shutil.copytree(source / "checkpoints", made / "checkpoints", copy_function=link_or_copy)
     shutil.copyfile(source / "metrics.jsonl", made / "metrics.jsonl")
     link_or_copy(source / state, made / state)
     write_json(made / "config.json", spec.settings())

@@ -179,7 +179,7 @@ def finetune(
     from finetune.run import plan as plan_run
     from vallex.errors import ConfigError
 
-    if plan and resume:
+    if plan and (resume or resume_from):
         raise ConfigError(
             "--plan is of a run that is to begin, --resume of one that has; leave out one of them"
         )

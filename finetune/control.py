@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.launch import LAUNCHED
 from finetune.processes import Processes
 
 STOP_FILE = "stop"
@@ -106,10 +107,12 @@ class Control:
         now = time.monotonic()
         if self._asked_at is None:
             self._asked_at = now
-        elif "TORCHELASTIC_RUN_ID" not in os.environ or now - self._asked_at > _ECHO_SEC:
+        elif not _LAUNCHERS & os.environ.keys() or now - self._asked_at > _ECHO_SEC:
             raise KeyboardInterrupt
 
 
+_LAUNCHERS = {"TORCHELASTIC_RUN_ID", LAUNCHED}
+"""They pass on what may have been sent to each process already: timeout and scancel signal a whole group."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -82,6 +82,11 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             f"process {rank} of 0..{num_processes - 1} was ended by {signal.Signals(-code).name}, and the "
             "others with it. What was saved is whole; go on with --resume"
         )
+    if code == LOST_PARTNER:
+        raise TrainingError(
+            f"the {num_processes} processes have lost each other: one waited too long for another, or its "
+            "connection broke. What was saved is whole; go on with --resume"
+        )
     return code
 
 
@@ -100,7 +105,7 @@ def _wait(children: Sequence[subprocess.Popen]) -> tuple[int, int]:
         time.sleep(_POLL_SEC)
     # that a partner was lost is the consequence of something
     causes = [(rank, code) for rank, code in failures if code != LOST_PARTNER]
-    return next(iter(causes), (0, 1 if failures else codes[0]))
+    return next(iter([*causes, *failures]), (0, codes[0]))
 
 
 def _start(arguments: Sequence[str], rank: int, num_processes: int, port: int) -> subprocess.Popen:

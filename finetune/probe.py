@@ -91,7 +91,8 @@ def fit_to_memory(trainer: Trainer) -> float:
     """The seconds a batch for which every process has memory, MAX_AUTO_SEC at the most."""
     one = _measure(trainer, FIRST_AUTO_SEC)
     room = USABLE * _free_bytes(trainer) - _training_bytes(trainer)
-    seconds = min(max(room / (OVERHEAD * one.kept_bytes / one.batch_sec), 1.0), MAX_AUTO_SEC)
+    bytes_a_second = max(OVERHEAD * one.kept_bytes / one.batch_sec, 1.0)
+    seconds = min(max(room / bytes_a_second, 1.0), MAX_AUTO_SEC)
     seconds = torch.tensor([float(int(seconds))], device=trainer.accelerator.device)
     return float(trainer.accelerator.gather(seconds).min())
 

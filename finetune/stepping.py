@@ -91,13 +91,13 @@ def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
     trainer.wrapped.train()
     trainer.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros_like(trainer.window)
-    parts = [part for batch in held for part in batch.split(trainer.state.num_parts)]
-    for number, part in enumerate(parts, start=1):
+    parts = list(_parts(trainer, held, trainer.draws))
+    for number, (part, codebook) in enumerate(parts, start=1):
         batch = part.to(accelerator.device, non_blocking=True)
         with nullcontext() if number == len(parts) else accelerator.no_sync(trainer.wrapped):
             out = trainer.wrapped(
                 batch,
-                0 if trainer.stage == "ar" else None,
+                codebook,
                 generator=trainer.draws,
                 label_smoothing=trainer.stage_config.label_smoothing,
             )
@@ -106,6 +106,16 @@ def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
                 accelerator.backward(out.loss / _scale(trainer))
         sums += torch.stack([out.loss.detach(), out.num_targets, out.top10_correct, out.num_frames])
     return sums
+
+
+def _parts(trainer: Trainer, held: list[Batch], draws: torch.Generator) -> Iterator[tuple[Batch, int]]:
+    """The parts of a step's batches, each with its codebook, which a batch draws as a whole."""
+    for batch in held:
+        codebook = 0
+        if trainer.stage == "nar":
+            codebook = int(torch.randint(1, trainer.model.config.num_quantizers, (), generator=draws))
+        for part in batch.split(trainer.state.num_parts):
+            yield part, codebook
 
 
 def _scale(trainer: Trainer) -> float:
@@ -142,12 +152,15 @@ def _normalize(trainer: Trainer, totals: Tensor) -> tuple[float, bool]:
     """
     accelerator = trainer.accelerator
     parameters = [p for p in trainer.model.parameters() if p.grad is not None]
-    accelerator.unscale_gradients(trainer.optimizer)
     if parameters:
+        accelerator.unscale_gradients(trainer.optimizer)
         factor = _scale(trainer) * accelerator.num_processes / totals[1].clamp(min=1)
         torch._foreach_mul_([p.grad for p in parameters], factor)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.stage_config.clip_norm or math.inf)
-    norm, loss = torch.stack([norm.to(totals), totals[0]]).tolist()
+    total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm, loss = torch.stack([total_norm.to(totals), totals[0]]).tolist()
+    if math.isfinite(norm):  # else all gradients would be NaN, and no longer tell whose it was
+        limit = trainer.stage_config.clip_norm or math.inf
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, total_norm)
     # fp16 looks for its scale by overflowing, and skips such steps by itself
     is_finite = math.isfinite(loss) and (math.isfinite(norm) or accelerator.scaler is not None)
     return norm, is_finite
@@ -157,6 +170,10 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, learning_rate: flo
     """Leaves a step out: says where its numbers went wrong, saves its batches, and counts it."""
     state, folder, stage, allowed = trainer.state, trainer.folder, trainer.stage, trainer.config.max_faults
     where, is_damaged = _find_fault(trainer, held, draws)
+    scaler = trainer.accelerator.scaler
+    if scaler is not None and any(p.grad is not None for p in trainer.model.parameters()):
+        # without a step it would remember that it has unscaled, and refuse to again
+        scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
     trainer.optimizer.zero_grad(set_to_none=True)
     state.num_faults += 1
     saved = {"batches": [_tensors(batch) for batch in held], "draws": draws, "stage": stage}
@@ -204,10 +221,10 @@ def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor) -> tuple[str
     with ExitStack() as stack, torch.no_grad(), torch.random.fork_rng():
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(partial(_look, name, found)).remove)
-        for part in (part for batch in held for part in batch.split(trainer.state.num_parts)):
+        for part, codebook in list(_parts(trainer, held, generator)):
             model(
                 part.to(trainer.accelerator.device),
-                0 if trainer.stage == "ar" else None,
+                codebook,
                 generator=generator,
                 label_smoothing=trainer.stage_config.label_smoothing,
             )

@@ -3,12 +3,14 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate.tracking import get_available_trackers
 
 from finetune.data.prepared import PreparedSet
-from finetune.samples import make_speaker
+from finetune.samples import Speaker, make_speaker
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import ConfigError
+from vallex.inference.prompts import NUM_CODEBOOKS
 
 if TYPE_CHECKING:
     from finetune.trainer import Trainer
@@ -38,9 +40,13 @@ def start_reports(trainer: "Trainer", data: PreparedSet) -> None:
         purge = {"tensorboard": {"purge_step": step + 1}} if step else {}
         accelerator.init_trackers(PROJECT, config=settings, init_kwargs=purge)
     if trainer.config.samples and folder.is_writer:
-        speaker = make_speaker(
-            folder.path / SAMPLES_FOLDER, data, trainer.config.samples, trainer.config.seed
-        )
+        num_codebooks = trainer.model.config.num_quantizers
+        speaker: Speaker | str = f"it takes {NUM_CODEBOOKS} codebooks, and this model has {num_codebooks}"
+        if num_codebooks == NUM_CODEBOOKS:
+            # networks that are made to be loaded draw weights first, which must not move those of a run
+            with torch.random.fork_rng():
+                where = folder.path / SAMPLES_FOLDER
+                speaker = make_speaker(where, data, trainer.config.samples, trainer.config.seed)
         if isinstance(speaker, str):
             trainer.display.note(f"No samples are spoken: {speaker}")
         else:

@@ -24,6 +24,7 @@ from finetune.run_folder import RunFolder
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
 from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec, set_up_stage
+from vallex.errors import ConfigError
 from vallex.model.batch import Batch
 from vallex.model.network import VALLE
 
@@ -56,6 +57,11 @@ def train_stage(
         display.validated(stage, 0, state.base, state.base)
         speak_samples(trainer)
 
+    if state.step > trainer.total_steps:
+        raise ConfigError(
+            f"{stage}: the saved state is at step {state.step}, and these settings end at "
+            f"{trainer.total_steps}; raise {stage}.max_steps or {stage}.max_epochs"
+        )
     batches = _endless_batches(trainer)
     while True:
         _obey(trainer, control.agree())

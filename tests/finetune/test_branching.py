@@ -14,7 +14,7 @@ from finetune.display import Display
 from finetune.results import read_result, this_process, write_result
 from finetune.run import finetune
 from finetune.run_spec import resumed_spec
-from vallex.errors import ConfigError, RunError
+from vallex.errors import ConfigError, RunError, VallexError
 
 
 class StopAt(Display):
@@ -133,3 +133,20 @@ def test_resume_from_on_the_command_line_when_settings_are_given_then_they_are_c
     assert (phase.status, phase.steps) == ("done", 5)
     with pytest.raises(ConfigError, match=r"--resume goes on with a run, --resume-from begins another"):
         run_command([*go_on, "--resume"])
+
+
+def test_resume_from_when_the_other_has_no_checkpoint_yet_then_goes_on_all_the_same(
+    make_spec, make_config, branch, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config(), stages=("ar",)), StopAt("ar", 1))
+    assert branch("run", "new").phases[0].steps == 6
+
+
+def test_resume_from_when_the_settings_end_before_the_state_then_is_refused(
+    make_spec, make_config, branch, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config(), stages=("ar",)), StopAt("ar", 3))
+    with pytest.raises(
+        VallexError, match=r"saved state is at step 3, and these settings end at 2; raise ar\.max"
+    ):
+        branch("run", "new", config=make_config(ar={"max_steps": 2}))

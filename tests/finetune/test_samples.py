@@ -122,3 +122,24 @@ def test_trackers_when_one_is_not_installed_then_the_run_does_not_begin(make_spe
     with pytest.raises(ConfigError, match=r"trackers has 'wndb'; installed here are .*tensorboard"):
         finetune(spec, Display())
     assert not (tmp_path / "run").exists()
+
+
+def test_run_when_loading_what_speaks_draws_then_the_run_draws_as_without(
+    spec, tmp_path, read_weights, monkeypatch
+):
+    from finetune import samples
+
+    original = samples.load_codec
+
+    def load_and_draw(**settings):
+        torch.rand(7)
+        return original(**settings)
+
+    dropout = replace(spec.config, ar=replace(spec.config.ar, dropout=0.3), trackers="none")
+    finetune(replace(spec, name="silent", config=replace(dropout, samples=0)), Display())
+    monkeypatch.setattr(samples, "load_codec", load_and_draw)
+    finetune(replace(spec, config=dropout), Display())
+    spoken, silent = (
+        read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("run", "silent")
+    )
+    assert all(torch.equal(spoken[name], silent[name]) for name in silent)

@@ -215,3 +215,33 @@ def test_batch_when_split_then_has_the_same_rows_without_needless_padding(tiny_p
     assert torch.equal(row.language[0], batch.language[place, : row.language.shape[1]])
     assert batch.split(1) == [batch]
     assert len(batch.split(100)) == len(batch.ids)
+
+
+def test_gradient_when_not_finite_then_its_own_parameter_is_told(usual, monkeypatch, read_log, tmp_path):
+    original = stepping._accumulate
+
+    def accumulate(trainer, held):
+        sums = original(trainer, held)
+        if trainer.state.step == 1:
+            trainer.model.ar.audio_embedding.weight.grad[0, 0] = math.nan
+        return sums
+
+    monkeypatch.setattr(stepping, "_accumulate", accumulate)
+    assert finetune(usual(), Display()).status == "done"
+    [fault] = [line for line in read_log(tmp_path / "run") if line["kind"] == "fault"]
+    assert fault["where"] == "in the gradient of ar.audio_embedding.weight"
+
+
+def test_parts_when_of_the_nar_then_a_batch_has_one_codebook(tiny_prepared, make_model):
+    from types import SimpleNamespace
+
+    from finetune.data.dataset import CodesDataset
+    from vallex.text import TextCollator
+
+    data = load_prepared(tiny_prepared)
+    batch = CodesDataset(data.train, TextCollator())[range(len(data.train))]
+    trainer = SimpleNamespace(stage="nar", model=make_model(), state=SimpleNamespace(num_parts=3))
+    parts = list(stepping._parts(trainer, [batch] * 40, torch.Generator().manual_seed(0)))
+    codebooks = [codebook for _, codebook in parts]
+    assert all(len(set(codebooks[place : place + 3])) == 1 for place in range(0, 120, 3))
+    assert set(codebooks) == set(range(1, 8))

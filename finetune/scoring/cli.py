@@ -49,10 +49,16 @@ def evaluate(
     from rich.console import Console
 
     from finetune.display import Display, RichDisplay
-    from finetune.results import update_result, write_record
+    from finetune.results import read_result, update_result, write_record
     from finetune.scoring.cache import CACHE_FOLDER
     from finetune.scoring.report import evaluation_tables
-    from finetune.scoring.run_scores import ScoreSettings, changed_fields, find_target, score
+    from finetune.scoring.run_scores import (
+        ScoreSettings,
+        changed_fields,
+        check_is_own,
+        find_target,
+        score,
+    )
     from finetune.scoring.scores import SOUNDS_FOLDER
 
     if quick and full:
@@ -63,10 +69,13 @@ def evaluate(
     file = out or (_beside(target) if target.run_dir is None else None)
     if file is not None:
         _check_name(file)
+    else:
+        check_is_own(target, base, prepared)
     console = Console()
     display = Display() if as_json else RichDisplay(console)
     if offline_toy and not as_json:
         console.print(TOY_NOTICE, highlight=False)
+    kept_note = None
     try:
         evaluation = score(
             target,
@@ -80,11 +89,15 @@ def evaluate(
     if file is not None:
         write_record(file, asdict(evaluation))
     else:
-        update_result(target.run_dir, **changed_fields(evaluation, target))
+        changes = changed_fields(evaluation, target, before=read_result(target.run_dir).evaluation)
+        update_result(target.run_dir, **changes)
+        kept_note = changes["evaluation_note"]
     if as_json:
         typer.echo(json.dumps(asdict(evaluation), indent=2, ensure_ascii=False))
     else:
         console.print(*evaluation_tables(evaluation), sep="\n")
+        if kept_note:
+            console.print(kept_note, markup=False, highlight=False, soft_wrap=True)
         console.print(f"Written to {file or target.run_dir / 'result.json'}", highlight=False, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from finetune.data.prepared import read_info
 from finetune.display import Display
 from finetune.results import read_result, resolve_checkpoint, resolve_run
 from finetune.run import one_line, starting_model
@@ -119,8 +120,30 @@ def score(
     return evaluate_checkpoints(spec, progress)
 
 
-def changed_fields(evaluation: Evaluation, target: Target) -> dict:
-    """The fields of a run's RunResult that an evaluation of it changes."""
+def check_is_own(target: Target, base: str | None, prepared: Path | None) -> None:
+    """ConfigError where a run's record would get scores of another comparison than its own.
+
+    base, prepared: what was asked for; None is the run's own
+    """
+    run = f"run {target.run_dir.name!r}"
+    where = f"name a file for the scores: -o {target.run_dir.name}.json"
+    if base is not None:
+        raise ConfigError(f"--base {base}: result.json of {run} compares it with what it began with; {where}")
+    own = read_result(target.run_dir).data.get("fingerprint")
+    if prepared is not None and read_info(prepared).fingerprint != own:
+        raise ConfigError(
+            f"{prepared}: another prepared set than that of {run}, of which its result.json tells; {where}"
+        )
+
+
+def changed_fields(evaluation: Evaluation, target: Target, before: Evaluation | None = None) -> dict:
+    """The fields of a run's RunResult that an evaluation of it changes.
+
+    before: that of the same run, which stays where it was spoken and the new one is not
+    """
+    if before is not None and before.differences and not evaluation.differences:
+        why = evaluation.gaps.get("spoken", evaluation.why)
+        return {"evaluation_note": f"nothing was spoken ({why}); the scores of {before.created} are kept"}
     chosen = None
     if evaluation.winner is not None:
         folder = target.run_dir / "checkpoints"

@@ -1,6 +1,7 @@
 """The end of a run, and `vallex evaluate`: what is scored against what, and where it is written."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from finetune.cli import run_command
 from finetune.display import Display
 from finetune.results import read_result, resolve_checkpoint, write_result
 from finetune.run import finetune
-from finetune.scoring import run_scores
+from finetune.scoring import evaluation, run_scores
 from finetune.scoring.run_scores import scored_files
 from finetune.scoring.scores import SOUNDS_FOLDER, sound_path
 from vallex.errors import ConfigError, DataError, RunError, WeightsError
@@ -146,6 +147,42 @@ def test_evaluate_a_run_writes_into_its_result_and_prints_the_verdict(train, qui
     found = json.loads(capsys.readouterr().out)
     assert found["size"] == "full" and {"base", "ar-best", "ar-step-1"} <= found["systems"].keys()
     assert read_result(run_dir).evaluation.size == "full"
+
+
+def test_evaluate_when_nothing_can_be_spoken_keeps_the_scores_that_there_are(
+    train, quick_judges, capsys, monkeypatch
+):
+    run_dir = train()
+    before = read_result(run_dir)
+    monkeypatch.setattr(
+        evaluation, "_bench", lambda spec, data, tokenizer, codec, gaps: gaps.update(spoken="no")
+    )
+    run_command(["evaluate", str(run_dir), "--runs", str(run_dir.parent), "--offline-toy"])
+    note = f"nothing was spoken (no); the scores of {before.evaluation.created} are kept"
+    assert read_result(run_dir) == replace(before, evaluation_note=note)
+    assert note in capsys.readouterr().out
+    assert (run_dir / SOUNDS_FOLDER / sound_path("ar-best", 0)).is_file()
+
+
+def test_evaluate_a_run_otherwise_than_it_was_trained_needs_a_file_for_the_scores(
+    train, quick_judges, make_prepared, make_utterances, sample_prepared, tmp_path
+):
+    run_dir = train(evaluation="none")
+    clips = {"train": make_utterances("a", [20]), "valid": make_utterances("b", [20])}
+    other = make_prepared(tmp_path / "other", clips)
+    best = run_dir / "checkpoints/ar-best.safetensors"
+    before = (run_dir / "result.json").read_text()
+    common = ["evaluate", str(run_dir), "--quick", "--runs", str(run_dir.parent), "--offline-toy"]
+    for arguments, message in (
+        ([str(other)], r"other: another prepared set than that of run 'anna', .*: -o anna.json"),
+        (["--base", str(best)], r"--base .*ar-best.safetensors: result.json of run 'anna' .*: -o anna.json"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run_command([*common, *arguments])
+    run_command([*common, "--base", str(best), "-o", str(tmp_path / "anna.json")])
+    assert (run_dir / "result.json").read_text() == before and (tmp_path / "anna.json").is_file()
+    run_command([*common, str(shutil.copytree(sample_prepared, tmp_path / "moved"))])
+    assert read_result(run_dir).evaluation.size == "quick"
 
 
 def test_evaluate_keeps_what_a_newer_vallex_wrote_and_replaces_what_is_damaged(train, quick_judges, capsys):

@@ -16,7 +16,7 @@ import torch
 
 from finetune.page.checkpoints import FULL_STRENGTH, WarmModels, find_choice
 from finetune.page.sentences import spoken_sentences
-from finetune.page.settings import MAX_TEXT_CHARS, MAX_WAITING, PageSettings
+from finetune.page.settings import MAX_TEXT_CHARS, MAX_TRANSCRIPT_CHARS, MAX_WAITING, PageSettings
 from finetune.page.sound import encode, mark_of, to_pcm
 from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
@@ -186,6 +186,11 @@ class Engine:
         """A voice of a recording that `take_recording` wrote."""
         if not transcript.strip():
             raise PromptError("write what is said in the recording: the model reads it beside the voice")
+        if len(transcript) > MAX_TRANSCRIPT_CHARS:
+            raise PromptError(
+                f"what is said in the recording has {len(transcript)} characters; at most "
+                f"{MAX_TRANSCRIPT_CHARS} are taken"
+            )
         return voice_from_recording(recording, transcript.strip(), self.codec, self._tokenizer, language)
 
     def submit(self, request: SpeakRequest, owner: str = "") -> Job:

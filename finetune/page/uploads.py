@@ -21,8 +21,11 @@ MAX_UNPACKED_MB = 4_000
 MAX_TEXT_MB = 20
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif", ".aifc")
 TEXT_SUFFIXES = (".txt", ".csv", ".tsv")
+_MAX_NAME_BYTES = 120  # of a folder; what is made from it has a longer name, and 255 are the end
 _MAX_DEPTH = 8
+_MAX_DIRECTORY_BYTES = 1000 * MAX_FILES
 _BLOCK_BYTES = 1 << 20
+_ALLOWED = f"{MAX_UNPACKED_MB} MB, and {MAX_TEXT_MB} MB a text"
 _FOREIGN = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")  # what systems leave in every zip
 
 
@@ -31,14 +34,18 @@ def check_name(name: str) -> str:
     name = unicodedata.normalize("NFC", (name or "").strip())
     if not re.fullmatch(r"\w[\w. -]{0,80}", name) or name.endswith("."):
         raise DataError(f"name {name!r}: use letters, digits, '_', '-', '.' and spaces, a letter first")
+    if len(name.encode()) > _MAX_NAME_BYTES:
+        raise DataError(
+            f"name {name!r}: {len(name.encode())} bytes; at most {_MAX_NAME_BYTES} are taken, shorten it"
+        )
     return name
 
 
 def take_files(paths: Sequence[Path], data_dir: Path, name: str) -> tuple[Path, int]:
     """Files that were sent, or one zip, as the new folder `name`; returns it and how many files it has.
 
-    errors: DataError for a name that is taken, or no name; for a file of another kind; for a zip that is
-        damaged, too large, or would write elsewhere. Nothing is left behind then
+    errors: DataError for a name that is taken, or no name; for a file of another kind, sent twice, or too
+        large; for a zip that is damaged, too large, or would write elsewhere. Nothing is left behind then
     """
     target = data_dir / check_name(name)
     if target.exists():
@@ -59,15 +66,28 @@ def take_files(paths: Sequence[Path], data_dir: Path, name: str) -> tuple[Path, 
 
 
 def _copy(paths: Sequence[Path], folder: Path) -> int:
+    if len(paths) > MAX_FILES:
+        raise DataError(f"{len(paths)} files were sent; at most {MAX_FILES} are taken")
+    num_files, left = 0, MAX_UNPACKED_MB * 1_000_000
     for path in paths:
         place = _place(path.name, folder)
-        if place is not None:
-            shutil.copyfile(path, place)
-    return sum(1 for path in folder.rglob("*") if path.is_file())
+        if place is None:
+            continue
+        if place.exists():
+            raise DataError(f"{path.name!r} was sent twice; give the files names of their own, or send a zip")
+        num_bytes = path.stat().st_size
+        if num_bytes > _most_bytes(place, left):
+            raise DataError(f"{path.name!r} goes over what is allowed ({_ALLOWED})")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, place)
+        left -= num_bytes
+        num_files += 1
+    return num_files
 
 
 def _unpack(path: Path, folder: Path) -> int:
     try:
+        _check_directory(path)
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
             if len(entries) > MAX_FILES:
@@ -81,14 +101,35 @@ def _unpack(path: Path, folder: Path) -> int:
                     raise DataError(
                         f"{path.name}: {entry.filename!r} is a link or encrypted; pack files only"
                     )
-                most = min(left, MAX_TEXT_MB * 1_000_000) if place.suffix in TEXT_SUFFIXES else left
-                left -= _write(archive, entry, place, most, path.name)
+                # the other methods unpack without a limit, whatever read() is asked for
+                if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                    raise DataError(
+                        f"{path.name}: {entry.filename!r} is packed by zip method {entry.compress_type}; 0 "
+                        "(stored) and 8 (deflate) are taken. Pack it again by the usual one"
+                    )
+                left -= _write(archive, entry, place, _most_bytes(place, left), path.name)
                 num_files += 1
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path.name}: not a zip that can be read ({error}). Pack it again") from error
     if not num_files:
         raise DataError(f"{path.name}: holds no recording and no text")
     return num_files
+
+
+def _check_directory(path: Path) -> None:
+    """Refuses a directory that ZipFile should not read, which it does as a whole."""
+    with path.open("rb") as file:
+        record = zipfile._EndRecData(file)
+    num_bytes = record[zipfile._ECD_SIZE] if record else 0  # without a record, ZipFile says what is wrong
+    if num_bytes > _MAX_DIRECTORY_BYTES:
+        raise DataError(
+            f"{path.name}: its list of files takes {num_bytes} bytes; at most {_MAX_DIRECTORY_BYTES} are read"
+        )
+
+
+def _most_bytes(place: Path, left: int) -> int:
+    """How large a file may be where so many bytes are left of all."""
+    return min(left, MAX_TEXT_MB * 1_000_000) if place.suffix.lower() in TEXT_SUFFIXES else left
 
 
 def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path, most: int, name: str) -> int:
@@ -102,8 +143,8 @@ def _write(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, place: Path, most: 
             num_bytes += len(block)
             if num_bytes > most:
                 raise DataError(
-                    f"{name}: unpacked it takes more than is allowed ({MAX_UNPACKED_MB} MB, and "
-                    f"{MAX_TEXT_MB} MB a text); {entry.filename!r} went over it"
+                    f"{name}: unpacked it takes more than is allowed ({_ALLOWED}); {entry.filename!r} went "
+                    "over it"
                 )
             file.write(block)
     return num_bytes
@@ -117,7 +158,7 @@ def _place(name: str, folder: Path) -> Path | None:
     suffix = PurePosixPath(name).suffix.lower()
     allowed = (*AUDIO_SUFFIXES, *TEXT_SUFFIXES)
     strange = [p for p in parts if p in ("..", "/") or p.startswith(".") or ":" in p or not p.isprintable()]
-    if not parts or strange or len(parts) > _MAX_DEPTH or any(len(part) > 200 for part in parts):
+    if not parts or strange or len(parts) > _MAX_DEPTH or any(len(part.encode()) > 200 for part in parts):
         raise DataError(
             f"{name!r}: not a name that is taken: no '..', no hidden files, {_MAX_DEPTH} folders deep"
         )

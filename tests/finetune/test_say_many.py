@@ -54,6 +54,12 @@ def test_say_list_writes_a_wav_a_line_and_reports_each(say, tmp_path):
     assert printed.out.count("toy weights") == 1
 
 
+def test_say_with_a_seed_beyond_64_bits_is_refused_in_a_line(say):
+    code, printed = say("Hi.", "-o", "hi.wav", "--seed", str(2**64))
+    assert code == 2
+    assert "less than or equal to 4611686018427387904 (it is '18446744073709551616')" in printed.err
+
+
 def test_say_list_with_bad_lines_names_them_all_and_writes_nothing(say, tmp_path):
     (tmp_path / "list.txt").write_text("Hi.||nobody.wav\nHi.\n[EN]Hi.\n", encoding="utf-8")
     code, printed = say("--list", "list.txt", "-o", "spoken")

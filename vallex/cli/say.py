@@ -24,6 +24,9 @@ from vallex.errors import ConfigError
 DEFAULT_KEEP_SEC = 3.0
 """As in VALL-E's continuations."""
 
+MAX_SEED = 2**62
+"""Seeds are 64-bit numbers, and those of redraws come after the one that is asked for."""
+
 
 def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
     """`vallex say`, with run names resolved by `resolve_checkpoint`."""
@@ -99,7 +102,9 @@ def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
         repetition_penalty: Annotated[
             float, typer.Option(help="Makes codes of the last second less likely; 1 is none.")
         ] = 1.0,
-        seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same speech.")] = 0,
+        seed: Annotated[
+            int, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same speech.")
+        ] = 0,
         best_of: Annotated[
             int, typer.Option(min=1, help="Draw this many, with seeds in a row, and keep the likeliest.")
         ] = 1,

@@ -28,6 +28,7 @@ NUM_TEXT_IDS = 2048
 FRAME_RATE_HZ = 75
 MAX_PROMPT_SEC = 60
 MAX_TEXT_TOKENS = 2048
+MAX_NAME_BYTES = 120
 
 # The largest array is MAX_PROMPT_SEC of int64 codes, 288 kB; four of those stay far below this.
 _MAX_ARRAY_BYTES = 1 << 20
@@ -127,9 +128,14 @@ def find_prompt(name: str, prompts_dir: Path | str = Path("prompts")) -> Path:
 
 
 def prompt_path(name: str, prompts_dir: Path | str = Path("prompts")) -> Path:
-    """Where the voice `name` is kept; PromptError where `name` would be a file somewhere else, or hidden."""
+    """Where the voice `name` is kept; PromptError where `name` is too long, elsewhere, or hidden."""
     if not name or name.startswith(".") or not all(c.isalnum() or c in "._- " for c in name):
         raise PromptError(f"voice name {name!r}: use letters, digits, '_', '-', '.' and spaces, no dot first")
+    num_bytes = len(name.encode())
+    if num_bytes > MAX_NAME_BYTES:
+        raise PromptError(
+            f"voice name {name!r}: {num_bytes} bytes; at most {MAX_NAME_BYTES} are taken, shorten it"
+        )
     return Path(prompts_dir) / f"{name}.npz"
 
 

@@ -138,6 +138,8 @@ def _prepare(line: ListLine, voices: ListVoices, settings: SpeakSettings, mode: 
         voice = voices.of(line)
     except VallexError as error:
         faults.append(str(error))
+    except OSError as error:  # a text in the column of the recording is longer than a name can be
+        faults.append(f"prompt audio {line.prompt_audio[:40]!r} cannot be looked for ({error.strerror})")
     if faults:
         raise ListError("; ".join(faults))
     check_request(synthesizer.model.config, synthesizer.request(encoding, voice, settings, settings.seed))

@@ -9,6 +9,7 @@ import gradio as gr
 import finetune
 from finetune.page.engine import Engine
 from finetune.page.recordings import hear, take_recording
+from finetune.page.settings import MAX_TRANSCRIPT_CHARS
 from finetune.page.tabs.words import bad, connect, empty, good, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.errors import PromptError
@@ -84,6 +85,7 @@ class VoicePanel:
         self._transcript = gr.Textbox(
             label="What is said in it",
             lines=2,
+            max_length=MAX_TRANSCRIPT_CHARS,
             placeholder="Word for word; the model reads it with the sound.",
         )
         self._language = gr.Dropdown(LANGUAGES, value="auto", label="Language of the recording")

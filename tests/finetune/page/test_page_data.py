@@ -12,6 +12,7 @@ from hands import choose, downloaded, go_to
 
 import finetune
 from finetune.log.votes import Vote, add_vote, read_votes, tally
+from finetune.page import uploads
 from finetune.page.datasets import DataDesk
 from finetune.page.uploads import take_files
 from finetune.results import PhaseResult, RunLog, RunResult, write_result
@@ -165,9 +166,9 @@ def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_
     assert downloaded(tab, "#as-html").startswith(b"<!doctype html>")
 
 
-def zipped(entries: dict) -> bytes:
+def zipped(entries: dict, method: int = zipfile.ZIP_DEFLATED) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
     return file.getvalue()
@@ -182,6 +183,12 @@ def linked() -> bytes:
     return file.getvalue()
 
 
+def with_huge_directory() -> bytes:
+    content = bytearray(zipped({"a.wav": b"x"}))
+    content[-10:-6] = (20_000_001).to_bytes(4, "little")  # its size, in the record at the end
+    return bytes(content)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -192,7 +199,11 @@ def linked() -> bytes:
         (zipped({"run.sh": b"x"}), "'run.sh': not a recording and not a text"),
         (zipped({"bomb.txt": b"0" * 21_000_000}), "unpacked it takes more than is allowed"),
         (zipped({"readme.md": b"x"}), "holds no recording"),
+        (zipped({"bomb.TXT": b"0" * 21_000_000}), "unpacked it takes more than is allowed"),
         (linked(), "is a link or encrypted"),
+        (zipped({"bomb.wav": b"x"}, zipfile.ZIP_BZIP2), "'bomb.wav' is packed by zip method 12"),
+        (zipped({"bomb.wav": b"x"}, zipfile.ZIP_LZMA), "'bomb.wav' is packed by zip method 14"),
+        (with_huge_directory(), "its list of files takes 20000001 bytes; at most 20000000 are read"),
     ],
 )
 def test_upload_when_a_zip_is_hostile_then_it_is_refused_and_nothing_stays(tmp_path, content, said):
@@ -201,6 +212,36 @@ def test_upload_when_a_zip_is_hostile_then_it_is_refused_and_nothing_stays(tmp_p
         take_files([tmp_path / "in.zip"], tmp_path / "data", "anna")
     assert list((tmp_path / "data").iterdir()) == []
     assert {path.name for path in tmp_path.iterdir()} == {"in.zip", "data"}
+
+
+def test_upload_when_loose_files_are_too_large_many_or_alike_then_none_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_UNPACKED_MB", 3)
+    monkeypatch.setattr(uploads, "MAX_TEXT_MB", 1)
+    monkeypatch.setattr(uploads, "MAX_FILES", 4)
+    for name, num_bytes in (("a/1.wav", 1), ("b/1.wav", 1), ("2.wav", 2 * 10**6), ("3.wav", 2 * 10**6)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(num_bytes))
+    (tmp_path / "long.TXT").write_bytes(bytes(10**6 + 1))
+    refused = {
+        ("a/1.wav", "b/1.wav"): "'1.wav' was sent twice; give the files names of their own, or send a zip",
+        ("2.wav", "3.wav"): "'3.wav' goes over what is allowed",
+        ("a/1.wav", "long.TXT"): "'long.TXT' goes over what is allowed",
+        ("2.wav",) * 5: "5 files were sent; at most 4 are taken",
+    }
+    for names, said in refused.items():
+        with pytest.raises(DataError, match=said):
+            take_files([tmp_path / name for name in names], tmp_path / "data", "anna")
+        assert list((tmp_path / "data").iterdir()) == []
+    assert take_files([tmp_path / "a/1.wav", tmp_path / "2.wav"], tmp_path / "data", "anna")[1] == 2
+
+
+def test_upload_when_a_name_is_too_long_for_a_disk_then_it_is_refused(tmp_path):
+    (tmp_path / "in.wav").write_bytes(b"x")
+    with pytest.raises(DataError, match="123 bytes; at most 120 are taken"):
+        take_files([tmp_path / "in.wav"], tmp_path / "data", "声" * 41)
+    (tmp_path / "in.zip").write_bytes(zipped({"声" * 67 + ".wav": b"x"}))
+    with pytest.raises(DataError, match="not a name that is taken"):
+        take_files([tmp_path / "in.zip"], tmp_path / "data", "anna")
 
 
 @pytest.mark.parametrize("name", ["../anna", "/anna", "", ".hidden", "a/b", "anna."])

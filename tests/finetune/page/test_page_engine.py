@@ -186,6 +186,11 @@ def test_request_when_the_text_is_empty_or_endless_then_it_is_refused():
         request("a" * 5001)
 
 
+def test_voice_when_the_transcript_is_endless_then_it_is_refused(engine, tmp_path):
+    with pytest.raises(PromptError, match="has 2001 characters; at most 2000 are taken"):
+        engine.make_voice(tmp_path / "any.wav", "x" * 2001)
+
+
 def test_sentences_when_languages_mix_then_a_sentence_goes_on_over_them():
     tokenizer = PhonemeTokenizer()
     text = "[EN]The word is[EN] [ZH]谢谢。你好，朋友。[ZH] [EN]Yes. No. And this is the end of it.[EN]"

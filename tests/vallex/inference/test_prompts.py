@@ -341,5 +341,11 @@ def test_prompt_path_given_a_name_that_is_no_file_name_refuses_it(tmp_path, name
         prompt_path(name, tmp_path)
 
 
+def test_prompt_path_given_a_name_that_is_too_long_counts_its_bytes(tmp_path):
+    assert prompt_path("é" * 60, tmp_path).parent == tmp_path
+    with pytest.raises(PromptError, match="122 bytes; at most 120 are taken"):
+        prompt_path("é" * 61, tmp_path)
+
+
 def test_prompt_path_given_a_name_is_a_file_of_the_folder(tmp_path):
     assert prompt_path("Anna 2", tmp_path) == tmp_path / "Anna 2.npz"

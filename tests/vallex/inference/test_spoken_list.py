@@ -130,6 +130,11 @@ def test_prepare_list_tells_every_fault_of_every_line_at_once(prepare):
         )
 
 
+def test_prepare_list_with_a_text_in_the_column_of_the_recording_names_the_line(prepare):
+    with pytest.raises(ListError, match=r"line 2: .*(File name too long|no such file)"):
+        prepare(f"Hi.\nHi.||{'said ' * 60}\n")
+
+
 def test_prepare_list_in_a_language_that_the_model_does_not_speak_names_it(prepare, monkeypatch):
     from vallex.text import PHONEMIZERS
 

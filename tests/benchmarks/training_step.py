@@ -23,6 +23,7 @@ from finetune.config import resolve_config
 from finetune.data.dataset import Utterance, collate_utterances
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
+from finetune.processes import Processes
 from finetune.stepping import take_step
 from finetune.trainer import set_up_stage
 from vallex.model.checkpoint import RELEASED_SIZES
@@ -113,7 +114,9 @@ def measure(stage: str, overrides: list[str], *, share: float, num_steps: int) -
     with tempfile.TemporaryDirectory() as name:
         data = load_prepared(write_codes_set(Path(name), {"train": clips, "valid": clips[:1]}))
         run = SimpleNamespace(path=Path(name), load_state=lambda stage: None)
-        trainer = set_up_stage(stage, config, VALLE(ModelConfig(**RELEASED_SIZES)), data, run, Display())
+        trainer = set_up_stage(
+            stage, config, VALLE(ModelConfig(**RELEASED_SIZES)), data, run, Display(), Processes()
+        )
     watch = Stopwatch()
     watch.around(trainer.model, "forward", "passes")
     watch.around(trainer.accelerator, "backward", "passes")

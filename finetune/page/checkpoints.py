@@ -15,9 +15,10 @@ import torch
 from finetune.page.settings import PageSettings
 from finetune.results import checkpoint_names, list_runs
 from vallex.errors import CheckpointError, WeightsError
-from vallex.model.adapter import load_adapted
+from vallex.model.adapter import load_adapted, read_adapter
 from vallex.model.checkpoint import load_model
 from vallex.model.network import VALLE
+from vallex.model.precision import to_precision
 from vallex.model.runs import find_run_checkpoint, is_adapter
 from vallex.model.toy import toy_model
 from vallex.sources import COMPONENTS
@@ -83,7 +84,8 @@ class WarmModels:
     def get(self, choice: Choice, adapter_scale: float = FULL_STRENGTH) -> VALLE:
         """The model of a choice, loaded if it is not yet, or if its file is another by now.
 
-        errors: CheckpointError where it cannot be loaded, or is larger than the budget
+        errors: CheckpointError where it cannot be loaded, or is larger than the budget; ConfigError for a
+            precision that this machine does not have
         """
         with self._lock:
             stamp = None if choice.path is None else choice.path.stat().st_mtime_ns
@@ -92,10 +94,12 @@ class WarmModels:
             if key not in self._models:
                 for old in [k for k in self._models if k[0] == choice.name and k[1] != stamp]:
                     del self._models[old]
-                self._make_room(0 if choice.path is None else choice.path.stat().st_size, choice.name)
+                self._make_room(_num_file_bytes(choice.path), choice.name)
                 model = self._load(choice, scale)
+                # counted as it came: weights that are laid out to be multiplied are no parameters
                 num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
                 self._make_room(num_bytes, choice.name)
+                to_precision(model, self._settings.precision)
                 for part in (model.ar.decoder, model.ar.predict_layer, model.nar):
                     if part is not None:
                         part.register_forward_pre_hook(lambda module, args: self._on_forward())
@@ -129,3 +133,11 @@ class WarmModels:
             )
         while self._models and sum(size for _, size in self._models.values()) + num_bytes > budget:
             self._models.popitem(last=False)
+
+
+def _num_file_bytes(path: Path | None) -> int:
+    """How much is loaded from a checkpoint's file; with an adapter comes the model that it records."""
+    if path is None:
+        return 0
+    base = read_adapter(path).base_path if is_adapter(path) else None
+    return sum(one.stat().st_size for one in (path, base) if one is not None and one.is_file())

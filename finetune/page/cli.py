@@ -21,6 +21,9 @@ def app_verb(
         str | None, typer.Option(envvar="VALLEX_API_KEY", help="The endpoint /v1/audio/speech asks for it.")
     ] = None,
     memory_gb: Annotated[float, typer.Option(help="Gigabytes of checkpoints that are kept loaded.")] = 4.0,
+    precision: Annotated[
+        str, typer.Option(help="Of the weights: float32, bfloat16, float16 (GPU), int8 (CPU).")
+    ] = "float32",
     vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
     asr: Annotated[
         str, typer.Option(help="Who hears recordings: auto, whisper, pocketsphinx, none.")
@@ -43,6 +46,7 @@ def app_verb(
         password=password,
         api_key=api_key,
         memory_gb=memory_gb,
+        precision=precision,
         vocoder=vocoder,
         asr=asr,
         data_dir=data,

@@ -3,6 +3,8 @@
 Fonts are those of the machine: the page fetches nothing from elsewhere.
 """
 
+from collections.abc import Callable
+
 import gradio as gr
 
 from finetune.page.datasets import DataDesk
@@ -10,7 +12,7 @@ from finetune.page.engine import Engine
 from finetune.page.published import Published
 from finetune.page.tabs import clone, compare, data, train
 from finetune.page.tabs.results import ResultsPanel
-from finetune.page.tabs.words import Opening
+from finetune.page.tabs.words import Opening, connect
 from finetune.page.training import TrainingDesk
 from finetune.page.voices import VoiceShelf
 from vallex.codec import TOY_NOTICE
@@ -72,22 +74,29 @@ def build_page(engine: Engine, shelf: VoiceShelf, published: Published) -> gr.Bl
         if engine.settings.offline_toy:
             gr.HTML(f'<div class="toy" role="note">Started with {TOY_NOTICE}.</div>', padding=False)
         with gr.Tabs():
-            with gr.Tab("Clone", id="clone"):
-                openings = [clone.build(page, engine, shelf)]
-            with gr.Tab("Compare", id="compare"):
-                openings += [compare.build(engine, shelf)]
-            with gr.Tab("Data", id="data"):
+            with gr.Tab("Clone", id="clone") as clone_tab:
+                openings = {clone_tab: clone.build(page, engine, shelf)}
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                openings[compare_tab] = compare.build(engine, shelf)
+            with gr.Tab("Data", id="data") as data_tab:
                 # made before its place: what is prepared in one tab is chosen in the next
                 data_place = gr.Column()
-            with gr.Tab("Train", id="train"):
-                prepared, opening = train.build(engine, TrainingDesk(engine.settings), published)
-                openings += [opening]
+            with gr.Tab("Train", id="train") as train_tab:
+                desk = TrainingDesk(engine.settings)
+                prepared, openings[train_tab] = train.build(engine, desk, published)
             with data_place:
-                openings += [data.build(engine, DataDesk(engine.settings, engine), prepared)]
+                openings[data_tab] = data.build(engine, DataDesk(engine.settings, engine), prepared)
             with gr.Tab("Results", id="results") as results_tab:
                 ResultsPanel(results_tab, engine, published)
-        _bring_up_to_date(page, openings)
+        _bring_up_to_date(page, list(openings.values()))
+        for tab, opening in openings.items():  # what was made in another tab can be chosen here
+            connect(tab.select, _function_of(opening), opening.inputs, opening.outputs)
     return page
+
+
+def _function_of(opening: Opening) -> Callable:
+    """What Gradio calls: of a function with one output it takes a list for the value."""
+    return opening.function if len(opening.outputs) > 1 else lambda *values: opening.function(*values)[0]
 
 
 def _bring_up_to_date(page: gr.Blocks, openings: list[Opening]) -> None:

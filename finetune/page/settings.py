@@ -29,7 +29,8 @@ class PageSettings:
 
     data_dir: where uploaded recordings and the sets prepared from them go
     asr: who hears what is said in a recording
-    memory_gb: of checkpoints that are kept loaded
+    memory_gb: of checkpoints that are kept loaded, as float32
+    precision: one of `vallex.model.precision.PRECISIONS`
     password, api_key: asked for where they are given; needed off this machine
     """
 
@@ -43,6 +44,7 @@ class PageSettings:
     checkpoints_dir: Path = CHECKPOINTS_DIR
     offline_toy: bool = False
     memory_gb: float = 4.0
+    precision: str = "float32"
     vocoder: str = "vocos"
     asr: str = "auto"
 
@@ -59,6 +61,12 @@ class PageSettings:
             )
         if self.memory_gb <= 0:
             raise ConfigError(f"memory {self.memory_gb:g} GB: give the gigabytes for checkpoints, above 0")
+        if self.precision != "float32":
+            from vallex.model.precision import PRECISIONS  # which takes torch along
+
+            if self.precision not in PRECISIONS:
+                known = ", ".join(PRECISIONS)
+                raise ConfigError(f"precision {self.precision!r} is not known; it is one of {known}")
         if self.asr != "auto":
             from vallex.inference.asr import ASR_CHOICES  # which takes torch along
 

@@ -1,5 +1,5 @@
 """What all tabs share: errors in plain words, lines of status, empty places that say what to do, and how a
-tab is brought up to date when the page is opened.
+tab is brought up to date when it, or the page, is opened.
 """
 
 import functools
@@ -15,7 +15,7 @@ from vallex.errors import VallexError
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What fills a tab when the page is opened: `function` makes of the values of inputs those of outputs."""
+    """What fills a tab when it or the page opens: `function` makes outputs' values of those of inputs."""
 
     function: Callable[..., Sequence]
     inputs: Sequence[gr.components.Component]

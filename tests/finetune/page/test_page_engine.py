@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from finetune.page import engine as engines
-from finetune.page.checkpoints import WarmModels, find_choice, list_choices
+from finetune.page.checkpoints import Choice, WarmModels, find_choice, list_choices
 from finetune.page.engine import Busy, Engine, SpeakRequest
 from finetune.page.sentences import spoken_sentences
 from finetune.page.settings import PageSettings
@@ -15,6 +15,9 @@ from finetune.page.tabs.clone import Choices, outcome_view
 from finetune.page.voices import VoiceShelf
 from vallex.errors import CheckpointError, ConfigError, PromptError, TextError, WeightsError
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
+from vallex.model.adapter import AdapterSettings, add_adapter, fingerprint_of, save_adapter
+from vallex.model.checkpoint import load_model
+from vallex.model.runs import ADAPTER_FILE
 from vallex.text import PhonemeTokenizer
 
 TEXT = "Good morning. How are you today, my friend?"
@@ -152,6 +155,37 @@ def test_warm_models_when_the_budget_is_full_then_the_longest_unused_goes(settin
     tight = WarmModels(settings_of(memory_gb=0.001), lambda: None)
     with pytest.raises(CheckpointError, match=r"tiny.pt: takes 0.01 GB; all checkpoints may take 0.001 GB"):
         tight.get(find_choice("tiny.pt", settings))
+
+
+def test_warm_models_when_a_precision_is_chosen_then_they_speak_in_it_and_count_as_they_came(settings_of):
+    plain, small = (WarmModels(settings_of(precision=name), lambda: None) for name in ("float32", "int8"))
+    models = [warm.get(find_choice("tiny.pt", settings_of())) for warm in (plain, small)]
+    assert [model.precision for model in models] == ["float32", "int8"]
+    assert plain.loaded == small.loaded
+    assert plain.loaded[0][1] > 10**6
+    with pytest.raises(ConfigError, match="precision 'int3' is not known; it is one of float32, bfloat16"):
+        settings_of(precision="int3")
+
+
+def test_warm_models_when_an_adapter_is_chosen_then_room_is_made_for_its_base(settings_of, tmp_path):
+    settings = settings_of(memory_gb=0.02)
+    base = find_choice("tiny.pt", settings).path
+    model = load_model(base)
+    record = {"path": str(base), "fingerprint": fingerprint_of(model)}
+    add_adapter(model, "ar", AdapterSettings(rank=1, alpha=1.0))
+    save_adapter(model, tmp_path / ADAPTER_FILE, base=record)
+    models = WarmModels(settings, lambda: None)
+    models.get(find_choice("toy", settings))
+    load, warm = models._load, []
+
+    def loading(*args):
+        warm.extend(models.loaded)
+        return load(*args)
+
+    models._load = loading
+    models.get(Choice(name="anna@best", path=tmp_path / ADAPTER_FILE))
+    assert warm == []
+    assert [name for name, _ in models.loaded] == ["anna@best"]
 
 
 def test_choices_when_there_is_no_checkpoint_then_it_says_how_to_get_one(tmp_path):

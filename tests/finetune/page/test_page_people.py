@@ -1,11 +1,12 @@
 """The page as people use it: by keyboard, several at once, gone before it is done, with the wrong files."""
 
 import io
+import shutil
 import zipfile
 
 import numpy as np
 import pytest
-from hands import begin_to_speak, go_to, outcome, write
+from hands import begin_to_speak, choose, go_to, outcome, write
 
 LONG = "This is one sentence of many that are spoken. " * 30
 
@@ -118,6 +119,34 @@ def test_page_when_files_are_hostile_then_each_is_refused_with_a_sentence(tab, s
     tab.get_by_role("button", name="Keep these recordings").click()
     tab.get_by_text("'../../out.wav': not a name that is taken").wait_for()
     assert not (site.folder / "data" / "climbing").exists()
+
+
+def test_page_when_a_voice_or_a_checkpoint_is_new_then_the_other_tabs_offer_it(tab, site):
+    new = [site.folder / "prompts" / "passed on.npz", site.folder / "checkpoints" / "passed.pt"]
+    folder = site.folder / "data" / "passed on"
+    try:
+        shutil.copyfile(site.folder / "prompts" / "alan.npz", new[0])
+        shutil.copyfile(site.folder / "checkpoints" / "tiny.pt", new[1])
+        go_to(tab, "Compare")
+        tab.get_by_label("passed.pt", exact=True).check()
+        choose(tab, "Voice of all", "passed on")
+        go_to(tab, "Train")
+        choose(tab, "Begin with", "passed.pt")
+        go_to(tab, "Clone")
+        choose(tab, "Checkpoint", "passed.pt")
+        choose(tab, "Voice", "passed on")
+        folder.mkdir()
+        (folder / "a.wav").touch()
+        go_to(tab, "Data")
+        choose(tab, "Folder", "passed on")
+        # what was chosen stays
+        go_to(tab, "Compare")
+        assert tab.get_by_label("passed.pt", exact=True).is_checked()
+        assert tab.get_by_label("Voice of all", exact=True).input_value() == "passed on"
+    finally:
+        for path in new:
+            path.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 NAMELESS = """() => {

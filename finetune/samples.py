@@ -35,7 +35,7 @@ class Sample:
 
 
 class Speaker:
-    """Speaks a few fixed sentences of a prepared set into a folder."""
+    """Speaks a few fixed sentences of a prepared set into a run's folder of samples."""
 
     def __init__(self, folder: Path, data: PreparedSet, num_sentences: int, seed: int):
         """folder: gets a folder a validation, the recordings in `reference/`, and the texts
@@ -78,12 +78,13 @@ class Speaker:
         with torch.random.fork_rng(), _evaluating(model):
             synthesizer = Synthesizer(model, self.bench.vocoder, self.bench.tokenizer)
             takes, _ = speak_plan(synthesizer, self.bench)
+        comment = f"synthetic speech by vallex, {self.folder.parent.name} {name}"
         samples = []
         for sentence, take in zip(self.bench.plan.sentences, takes, strict=True):
             # an empty one is a file too: who listens to them in order misses none
             wav = take.wav if len(take.wav) else torch.zeros(SAMPLE_RATE_HZ // 10)
             path = folder / f"{name_of(sentence)}.wav"
-            save_audio(path, wav, software="vallex")
+            save_audio(path, wav, software="vallex", comment=comment)
             samples.append(Sample(name=name_of(sentence), wav=wav, path=path))
         return samples
 

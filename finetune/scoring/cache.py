@@ -42,10 +42,12 @@ class ScoreCache:
             return None
         return entry if isinstance(entry, dict) else None
 
-    def write(self, key: str, entry: dict, wavs: Sequence[Tensor | None] = ()) -> bool:
+    def write(
+        self, key: str, entry: dict, wavs: Sequence[Tensor | None] = (), comment: str | None = None
+    ) -> bool:
         """Keeps plain values with their sounds; a disk without room for them is no error. Whether it did.
 
-        wavs: as in `save_sounds`
+        wavs, comment: as in `save_sounds`
         """
         target = self.folder / key
         if self.read(key) is not None:
@@ -54,7 +56,7 @@ class ScoreCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             made = Path(tempfile.mkdtemp(prefix=".tmp-", dir=self.folder))
-            save_sounds(made, wavs)
+            save_sounds(made, wavs, comment)
             (made / "entry.json").write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
             shutil.rmtree(target, ignore_errors=True)  # what is there cannot be read
             made.rename(target)
@@ -73,12 +75,13 @@ class ScoreCache:
                 shutil.copyfile(sound, folder / sound.name)
 
 
-def save_sounds(folder: Path, wavs: Sequence[Tensor | None]) -> None:
+def save_sounds(folder: Path, wavs: Sequence[Tensor | None], comment: str | None = None) -> None:
     """Writes the sounds of a system.
 
     wavs: [N] float32 each, 24 kHz; what is empty has no file
+    comment: goes into the files' metadata; None for recordings and their copies, which nobody made up
     """
     folder.mkdir(parents=True, exist_ok=True)
     for place, wav in enumerate(wavs):
         if wav is not None and len(wav):
-            save_audio(folder / sound_path("", place).name, wav, software="vallex")
+            save_audio(folder / sound_path("", place).name, wav, software="vallex", comment=comment)

@@ -325,9 +325,15 @@ def _judge(
         "real_time_factor": factor,
     }
     wavs = [None if take is None else take.wav for take in takes]
-    if work.bench.failed or not work.cache.write(key, entry, wavs):
+    if work.bench.failed or not work.cache.write(key, entry, wavs, _comment(name, fingerprint)):
         work.unkept[name] = wavs
     return entry
+
+
+def _comment(name: str, fingerprint: str) -> str | None:
+    # by fingerprint: the same weights may be scored under another name later
+    synthetic = name not in (RECORDINGS, CODEC_COPIES)
+    return f"synthetic speech by vallex, weights {fingerprint[:12]}" if synthetic else None
 
 
 def _key(work: _Work, *parts: object) -> str:
@@ -352,7 +358,7 @@ def _copy_sounds(work: _Work) -> None:
         for name, (_, key) in work.spoken.items():
             own = folder / sound_path(name, 0).parent
             if name in work.unkept:
-                save_sounds(own, work.unkept[name])
+                save_sounds(own, work.unkept[name], _comment(name, work.spoken[name][0]["fingerprint"]))
             else:
                 work.cache.copy_sounds(key, own)
     except (OSError, AudioError) as error:  # the scores are worth more than the sounds

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -58,7 +59,10 @@ def test_run_when_validated_then_the_same_sentences_are_spoken_each_time(spec, t
         wavs = {path.stem: load_audio(path) for path in (samples / f"ar-step-{step}").iterdir()}
         assert wavs.keys() == names
         assert all(len(wav) > 1000 and wav.abs().max() > 0 for wav in wavs.values())
+        marks = {soundfile.SoundFile(path).comment for path in (samples / f"ar-step-{step}").iterdir()}
+        assert marks == {f"synthetic speech by vallex, run ar-step-{step}"}
     [reference] = (samples / "reference").iterdir()
+    assert soundfile.SoundFile(reference).comment == ""  # a person said it
     assert reference.stem in names
     assert len(load_audio(reference)) > 24000
 

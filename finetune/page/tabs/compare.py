@@ -12,7 +12,7 @@ from finetune.page.engine import DONE, Engine, Job, SpeakRequest
 from finetune.page.tabs.clone import MAX_SEED, POLL_SEC
 from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
 from finetune.page.voices import VoiceShelf
-from vallex.errors import ConfigError
+from vallex.errors import ConfigError, VallexError
 from vallex.inference.synthesizer import SpeakSettings
 
 MAX_COMPARED = 4
@@ -109,14 +109,14 @@ class ComparePanel:
         asked = [
             SpeakRequest(text=text or "", voice=prompt, checkpoint=name, settings=settings) for name in order
         ]
-        jobs = [self._engine.submit(each, owner) for each in asked]
+        jobs = self._submitted(asked, owner)
         hidden = gr.update(visible=False)
         for place, job in enumerate(jobs, start=1):
             while not job.wait(10**9, POLL_SEC):
                 line = plain(_progress(self._engine, job, place, len(jobs)))
                 yield line, "", hidden, gr.skip(), None, gr.update(interactive=True)
             if job.status != DONE:
-                self._engine.cancel_all_of(owner)
+                self._cancel(jobs)
                 said = plain("Stopped.") if job.error is None else bad(f"{order[place - 1]}: {job.error}")
                 yield said, "", hidden, gr.skip(), None, gr.update(interactive=False)
                 return
@@ -133,6 +133,21 @@ class ComparePanel:
         radio = gr.update(choices=[*heard.labels, NONE_BETTER], value=None)
         players = players_view(heard, told_names=not blind)
         yield line, players, gr.update(visible=True), radio, heard, gr.update(interactive=False)
+
+    def _submitted(self, asked: list[SpeakRequest], owner: str) -> list[Job]:
+        """A job each, or none where one is refused."""
+        jobs = []
+        try:
+            for each in asked:
+                jobs.append(self._engine.submit(each, owner))
+        except VallexError:
+            self._cancel(jobs)
+            raise
+        return jobs
+
+    def _cancel(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            self._engine.cancel(job)
 
     @told
     def _take_vote(self, heard: Heard | None, choice):

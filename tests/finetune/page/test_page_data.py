@@ -4,19 +4,27 @@ import io
 import json
 import re
 import stat
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from hands import choose, downloaded, go_to
 
 import finetune
 from finetune.log.votes import Vote, add_vote, read_votes, tally
+from finetune.page import engine as engines
 from finetune.page import uploads
 from finetune.page.datasets import DataDesk
+from finetune.page.engine import Engine, SpeakRequest
+from finetune.page.tabs.compare import ComparePanel
 from finetune.page.uploads import take_files
+from finetune.page.voices import VoiceShelf
 from finetune.results import PhaseResult, RunLog, RunResult, write_result
-from vallex.errors import DataError
+from vallex.errors import DataError, VallexError
 
 SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
 
@@ -107,6 +115,54 @@ def test_compare_when_blind_then_names_are_told_after_the_vote(open_page, site):
     assert "tiny.pt" in players.inner_text()
     vote = read_votes(site.folder / "runs")[-1]
     assert (sorted(vote.checkpoints), vote.winner) == (["tiny.pt", "toy"], vote.checkpoints[1])
+
+
+@pytest.fixture
+def engine(settings_of) -> Engine:
+    return Engine(settings_of())
+
+
+def comparing(engine: Engine, names: list[str]) -> Iterator:
+    """What the Compare tab does for the page "a" when it is told to speak."""
+    with gr.Blocks():
+        panel = ComparePanel(engine, VoiceShelf(engine.settings.prompts_dir, toy_codec=True))
+    return panel._compare(SimpleNamespace(session_hash="a"), names, None, "Compared by ear.", 0, False)
+
+
+def test_compare_when_the_queue_takes_not_all_then_none_of_them_waits_on(engine, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(Engine, "_speak", lambda self, job: gate.wait(30))
+    monkeypatch.setattr(engines, "MAX_WAITING", 2)
+    other = engine.submit(SpeakRequest(text="Spoken by another tab.", voice=None, checkpoint="toy"), "a")
+    while engine._running is not other:
+        pass
+    with pytest.raises(gr.Error, match="2 texts are waiting"):
+        list(comparing(engine, ["toy", "tiny.pt", "toy"]))
+    assert not engine._waiting
+    gate.set()
+    assert other.wait(10**6, timeout_sec=30)
+    assert other.status == "done"
+
+
+def test_compare_when_one_fails_then_the_rest_of_it_ends_and_nothing_else(engine, monkeypatch):
+    begun, told = threading.Event(), threading.Event()
+
+    def speaking(self, job):
+        if job.request.text.startswith("Compared"):
+            begun.wait(30)
+            raise VallexError("out of breath")
+        told.wait(30)
+        self._check()
+
+    monkeypatch.setattr(Engine, "_speak", speaking)
+    comparison = comparing(engine, ["toy", "tiny.pt"])
+    next(comparison)
+    other = engine.submit(SpeakRequest(text="Spoken by another tab.", voice=None, checkpoint="toy"), "a")
+    begun.set()
+    assert "toy: out of breath" in list(comparison)[-1][0]
+    told.set()
+    assert other.wait(10**6, timeout_sec=30)
+    assert other.status == "done"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 import pytest
+import soundfile
 import torch
 from rich.console import Console
 
@@ -66,6 +67,8 @@ def test_evaluation_scores_base_checkpoint_and_ceiling_and_is_whole(make_spec_of
     )
     assert found.systems.keys() == {"base", "nar-best", "recordings", "codec copies"}
     assert len(found.sentences) == NUM_SENTENCES and evaluation_faults(found) == []
+    for name in ("recordings", "codec copies"):  # a person said these
+        assert soundfile.SoundFile(tmp_path / "sounds" / sound_path(name, 0)).comment == ""
     assert found.differences.keys() == {"nar-best"} and found.winner in ("nar-best", None)
     assert found.judges == {
         "error_rate": "a test's hearer",
@@ -81,6 +84,8 @@ def test_evaluation_scores_base_checkpoint_and_ceiling_and_is_whole(make_spec_of
     for name in ("base", "nar-best"):
         files = [tmp_path / "sounds" / sound_path(name, place) for place in range(NUM_SENTENCES)]
         assert all(len(load_audio(file)) == 60 * 320 for file in files)
+        mark = f"synthetic speech by vallex, weights {found.systems[name]['fingerprint'][:12]}"
+        assert {soundfile.SoundFile(file).comment for file in files} == {mark}
         assert found.systems[name]["faults"]["runaway"] == 1.0
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared, read_info
 from finetune.scoring.cache import ScoreCache, save_sounds
 from finetune.scoring.judges import find_judges, reason_of
-from finetune.scoring.plan import Plan, make_plan
+from finetune.scoring.plan import Plan, make_plan, spread
 from finetune.scoring.scores import (
     BASE,
     CODEC_COPIES,
@@ -48,6 +49,8 @@ from vallex.text import PhonemeTokenizer
 
 LOSSES_ONLY = "losses"
 """A size of an evaluation in which nothing is spoken; the others are those of a plan."""
+MAX_VALID = 500
+"""Validation recordings that are scored teacher-forced: the codes of all are in memory, for every model."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -218,7 +221,11 @@ def _bench(spec, data, tokenizer, codec, gaps) -> Bench | None:
 
 def _voices(spec, codec, tokenizer, data, gaps) -> dict[str, list[Spoken]]:
     """What is scored teacher-forced: "valid" and "others", where they are there."""
-    voices = {"valid": spoken_of(data.valid)}
+    valid, num_valid = data.valid, len(table_of(data.valid))
+    if num_valid > MAX_VALID:
+        valid = spread(valid, spec.seed)[:MAX_VALID]
+        gaps["valid"] = f"losses are of {MAX_VALID} of its {num_valid} recordings, each speaker in turn"
+    voices = {"valid": spoken_of(valid)}
     if not voices["valid"]:
         del voices["valid"]
         gaps["valid"] = "the prepared set has no validation split"
@@ -234,7 +241,7 @@ def _voices(spec, codec, tokenizer, data, gaps) -> dict[str, list[Spoken]]:
         gaps["others"] = gaps["codec"]
     else:
         others = other_voices(codec, tokenizer)
-        trained_on = {cut.id for cut in data.train}
+        trained_on = set(table_of(data.train).ids)
         if any(one.utterance.id in trained_on for one in others):
             gaps["others"] = "the set is the shipped sample, whose voices are the other voices"
         else:

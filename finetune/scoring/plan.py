@@ -59,6 +59,7 @@ class Sentence:
 class Plan:
     """The sentences of an evaluation.
 
+    cuts: the prompts and references, by id; not the whole set, which may be large
     left_out: what could not be taken, a line each
     """
 
@@ -92,7 +93,7 @@ def make_plan(data: PreparedSet, tokenizer: PhonemeTokenizer, size: str = "stand
     voices = _Voices(train, valid)
     left_out: list[str] = []
     sentences = []
-    for cut in _spread(valid, seed):
+    for cut in spread(valid, seed):
         sentence = _validation_sentence(cut, voices, seed)
         if isinstance(sentence, Sentence):
             sentences.append(sentence)
@@ -103,7 +104,8 @@ def make_plan(data: PreparedSet, tokenizer: PhonemeTokenizer, size: str = "stand
     # more fixed ones where validation has too few: what can be shown depends on how many there are
     num_fixed += num_valid - len(sentences)
     sentences += _fixed(voices, tokenizer, num_fixed, seed, left_out)
-    cuts = {cut.id: cut for cut in [*train, *valid]}
+    wanted = {name for one in sentences for name in (one.prompt_id, *one.references)}
+    cuts = {cut.id: cut for cut in [*train, *valid] if cut.id in wanted}
     return Plan(
         sentences=sentences,
         cuts=cuts,
@@ -252,7 +254,7 @@ def _by_speaker(cuts: Iterable[MonoCut]) -> dict[str, list[MonoCut]]:
     return dict(own)
 
 
-def _spread(cuts: Sequence[MonoCut], seed: int) -> list[MonoCut]:
+def spread(cuts: Sequence[MonoCut], seed: int) -> list[MonoCut]:
     """Cuts from each speaker in turn, ordered by a hash: it changes little when cuts come or go."""
     turns = []
     for own in _by_speaker(cuts).values():

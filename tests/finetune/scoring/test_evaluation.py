@@ -214,6 +214,19 @@ def test_evaluation_of_losses_alone_speaks_nothing(make_spec_of, quick_judges, h
     assert evaluation_faults(found) == []
 
 
+def test_evaluation_of_a_large_validation_split_takes_a_part_of_it_and_says_so(make_spec_of, monkeypatch):
+    whole = evaluate_checkpoints(make_spec_of(size="losses"))
+    assert "valid" not in whole.gaps
+    monkeypatch.setattr("finetune.scoring.evaluation.MAX_VALID", 2)
+    part = evaluate_checkpoints(make_spec_of(size="losses"))
+    assert part.gaps["valid"] == "losses are of 2 of its 3 recordings, each speaker in turn"
+    targets = [
+        found.teacher_forced["valid"]["systems"]["base"]["all"]["ar"]["num_targets"]
+        for found in (whole, part)
+    ]
+    assert 0 < targets[1] < targets[0]
+
+
 def test_evaluation_with_other_voices_of_ones_own(make_spec_of, quick_judges, sample_prepared):
     found = evaluate_checkpoints(make_spec_of(size="losses", others=sample_prepared))
     [figures] = {

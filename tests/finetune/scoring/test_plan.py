@@ -38,6 +38,13 @@ def test_plan_prompts_and_compares_with_other_recordings_of_the_speaker(data, to
             assert sentence.cut.id not in (sentence.prompt_id, *sentence.references)
 
 
+def test_plan_holds_the_cuts_that_its_sentences_name_and_no_others(data, tokenizer):
+    train = [*data.train, *(replace(cut, id=f"more {cut.id}", duration=0.9) for cut in data.train)]
+    plan = make_plan(replace(data, train=train), tokenizer, "quick")
+    named = {name for one in plan.sentences for name in (one.prompt_id, *one.references)}
+    assert plan.cuts.keys() == named and len(named) < len(train)
+
+
 def test_plan_of_one_seed_is_the_same_and_of_another_is_not(data, tokenizer):
     first, again, other = (make_plan(data, tokenizer, "quick", seed=seed) for seed in (1, 1, 2))
     assert first.fingerprint == again.fingerprint != other.fingerprint

@@ -10,7 +10,6 @@ MAX_BODY_LINES = 60
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {
     "vallex/cli/say.py:say_verb": "most of it is the verb's options, which typer reads from the signature",
-    "vallex/cli/weights.py:doctor_verb": "most of it is the verb's options, as in say_verb",
 }
 
 

@@ -40,6 +40,8 @@ UnknownWords = Annotated[
     str, typer.Option(help="keep: letters and *, as the model learned them; or spell them out.")
 ]
 
+Heads = Annotated[int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RecordingsOptions:

@@ -2,11 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from vallex.cli.options import (
+    Heads,
     OfflineToy,
     Phonemizer,
     RunsDir,
@@ -18,107 +16,68 @@ from vallex.cli.options import (
     load_any_model,
     make_tokenizer,
 )
+from vallex.cli.say_options import (
+    Accent,
+    Adapter,
+    AdapterScale,
+    BestOf,
+    Checkpoint,
+    Continued,
+    KeepSec,
+    Language,
+    Listed,
+    LongText,
+    Out,
+    Precision,
+    Redraws,
+    RepetitionAware,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Text,
+    TopK,
+    TopP,
+    Vocoder,
+    Voices,
+)
 from vallex.cli.spoken import Output, say_list, say_on, say_text
 from vallex.errors import ConfigError
 
 DEFAULT_KEEP_SEC = 3.0
 """As in VALL-E's continuations."""
 
-MAX_SEED = 2**62
-"""Seeds are 64-bit numbers, and those of redraws come after the one that is asked for."""
-
 
 def say_verb(resolve_checkpoint: Callable[[str, Path], Path]) -> Callable:
     """`vallex say`, with run names resolved by `resolve_checkpoint`."""
 
     def say(
-        out: Annotated[
-            Path, typer.Option("-o", "--out", help="The wav to write (24 kHz, 16 bit); of --list, a folder.")
-        ],
-        text: Annotated[
-            str | None,
-            typer.Argument(metavar="TEXT", help="What to say; [EN]…[EN] tags where languages mix."),
-        ] = None,
-        voice: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="A saved voice's name, an .npz, or a recording of 0.5-15 s. May be repeated: recordings "
-                "of one speaker, together at most 15 s, are one voice."
-            ),
-        ] = None,
+        out: Out,
+        text: Text = None,
+        voice: Voices = None,
         transcript: Transcript = None,
-        listed: Annotated[
-            Path | None,
-            typer.Option(
-                "--list", help="A file of texts, one a line: text|prompt text|prompt audio, or with tabs."
-            ),
-        ] = None,
-        continued: Annotated[
-            Path | None,
-            typer.Option(
-                "--continue-from",
-                help="A recording to speak on from its first seconds; TEXT is then what the whole says, and "
-                "may be left out where the recording's own text is meant.",
-            ),
-        ] = None,
-        keep_sec: Annotated[
-            float | None, typer.Option(help="Seconds that are kept of --continue-from; 3 if left out.")
-        ] = None,
-        checkpoint: Annotated[
-            str | None,
-            typer.Option(help="A run (RUN, RUN@best, RUN@last) or a file; the released model if left out."),
-        ] = None,
-        adapter: Annotated[
-            str | None,
-            typer.Option(help="A run of LoRA, on the model that it was trained on; needs no --checkpoint."),
-        ] = None,
-        adapter_scale: Annotated[
-            float | None, typer.Option(help="How much of --adapter: 0 for none, 1 as trained.")
-        ] = None,
+        listed: Listed = None,
+        continued: Continued = None,
+        keep_sec: KeepSec = None,
+        checkpoint: Checkpoint = None,
+        adapter: Adapter = None,
+        adapter_scale: AdapterScale = None,
         runs: RunsDir = Path("runs"),
-        precision: Annotated[
-            str, typer.Option(help="float32, bfloat16, float16 (GPU) or int8 (CPU, fastest there).")
-        ] = "float32",
-        vocoder: Annotated[str, typer.Option(help="vocos, or encodec's own decoder.")] = "vocos",
-        language: Annotated[str, typer.Option(help="Of text outside tags: auto, en, zh, ja.")] = "auto",
-        accent: Annotated[
-            str | None,
-            typer.Option(help="Speak as if every word were of this language; read as it is written."),
-        ] = None,
+        precision: Precision = "float32",
+        vocoder: Vocoder = "vocos",
+        language: Language = "auto",
+        accent: Accent = None,
         phonemizer: Phonemizer = None,
         unknown_words: UnknownWords = "keep",
-        temperature: Annotated[float, typer.Option(min=0.0, help="Of the draws; 0 is greedy.")] = 1.0,
-        top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest codes.")] = None,
-        top_p: Annotated[
-            float | None,
-            typer.Option(min=0.0, max=1.0, help="Draw from the likeliest that reach p together."),
-        ] = None,
-        repetition_aware: Annotated[
-            float | None,
-            typer.Option(
-                help="Draw anew a code that fills more than this share of the last 10 frames; VALL-E 2: 0.1."
-            ),
-        ] = None,
-        repetition_penalty: Annotated[
-            float, typer.Option(help="Makes codes of the last second less likely; 1 is none.")
-        ] = 1.0,
-        seed: Annotated[
-            int, typer.Option(min=0, max=MAX_SEED, help="The same seed gives the same speech.")
-        ] = 0,
-        best_of: Annotated[
-            int, typer.Option(min=1, help="Draw this many, with seeds in a row, and keep the likeliest.")
-        ] = 1,
-        redraws: Annotated[
-            int,
-            typer.Option(min=0, help="How often to draw again what loops, runs on or says nothing."),
-        ] = 3,
-        long: Annotated[
-            str,
-            typer.Option(help="Long text: one fixed prompt for all chunks, or sliding, the chunk before."),
-        ] = "fixed",
-        heads: Annotated[
-            int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
-        ] = None,
+        temperature: Temperature = 1.0,
+        top_k: TopK = None,
+        top_p: TopP = None,
+        repetition_aware: RepetitionAware = None,
+        repetition_penalty: RepetitionPenalty = 1.0,
+        seed: Seed = 0,
+        best_of: BestOf = 1,
+        redraws: Redraws = 3,
+        long: LongText = "fixed",
+        heads: Heads = None,
         offline_toy: OfflineToy = False,
     ) -> None:
         """Speak a text in a voice, speak on from the beginning of a recording, or speak a list of texts.

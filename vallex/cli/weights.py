@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vallex.cli.options import (
+    Heads,
     LookAtRecordings,
     Phonemizer,
     RecordingsOptions,
@@ -18,6 +19,24 @@ from vallex.cli.options import (
 )
 from vallex.errors import ConfigError
 from vallex.sources import CHECKPOINTS_DIR, COMPONENTS, DEFAULT_COMPONENTS
+
+LookedAt = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="PATH",
+        help="Recordings in LibriTTS layout, a checkpoint, a run (RUN, RUN@best), a voice's .npz.",
+    ),
+]
+TextToRead = Annotated[str | None, typer.Option(help="A text: how it is read, and what of it is lost.")]
+TextLanguage = Annotated[str, typer.Option(help="Of texts outside tags: auto, en, zh, ja.")]
+MinClipSec = Annotated[float, typer.Option(help="Shorter clips cannot be used (seconds).")]
+MaxClipSec = Annotated[float, typer.Option(help="Longer clips cannot be used (seconds).")]
+Asr = Annotated[str, typer.Option(help="Who hears recordings: auto, whisper, pocketsphinx, none.")]
+AsrMaxMin = Annotated[float, typer.Option(min=0.0, help="Minutes of recordings to hear, spread over all.")]
+ReportFolder = Annotated[
+    Path, typer.Option("-o", "--out", help="Where faults.csv and report.json of recordings go.")
+]
+Html = Annotated[bool, flag("--html", "A page too, report.html, with the worst clips to hear.")]
 
 
 def download_verb(
@@ -75,37 +94,19 @@ def doctor_verb(
     """`vallex doctor`, with run names resolved by `resolve_checkpoint` and data left to the kit."""
 
     def doctor(
-        path: Annotated[
-            str | None,
-            typer.Argument(
-                metavar="PATH",
-                help="Recordings in LibriTTS layout, a checkpoint, a run (RUN, RUN@best), a voice's .npz.",
-            ),
-        ] = None,
-        text: Annotated[
-            str | None, typer.Option(help="A text: how it is read, and what of it is lost.")
-        ] = None,
+        path: LookedAt = None,
+        text: TextToRead = None,
         phonemizer: Phonemizer = None,
         unknown_words: UnknownWords = "keep",
-        heads: Annotated[
-            int | None, typer.Option(min=1, help="Attention heads, if the file is silent.")
-        ] = None,
+        heads: Heads = None,
         runs: RunsDir = Path("runs"),
-        language: Annotated[str, typer.Option(help="Of texts outside tags: auto, en, zh, ja.")] = "auto",
-        min_clip_sec: Annotated[float, typer.Option(help="Shorter clips cannot be used (seconds).")] = 0.5,
-        max_clip_sec: Annotated[float, typer.Option(help="Longer clips cannot be used (seconds).")] = 14.0,
-        asr: Annotated[
-            str, typer.Option(help="Who hears recordings: auto, whisper, pocketsphinx, none.")
-        ] = "auto",
-        asr_max_min: Annotated[
-            float, typer.Option(min=0.0, help="Minutes of recordings to hear, spread over all.")
-        ] = 60.0,
-        out: Annotated[
-            Path, typer.Option("-o", "--out", help="Where faults.csv and report.json of recordings go.")
-        ] = Path("doctor"),
-        html: Annotated[
-            bool, flag("--html", "A page too, report.html, with the worst clips to hear.")
-        ] = False,
+        language: TextLanguage = "auto",
+        min_clip_sec: MinClipSec = 0.5,
+        max_clip_sec: MaxClipSec = 14.0,
+        asr: Asr = "auto",
+        asr_max_min: AsrMaxMin = 60.0,
+        out: ReportFolder = Path("doctor"),
+        html: Html = False,
     ) -> None:
         """Look at recordings and their texts; at a checkpoint, a voice, a text; or at this machine.
 

@@ -4,7 +4,8 @@ Each utterance has its own prefix of a third of its frames, at most three second
 averaged, so that a loss depends neither on luck nor on how a set was batched.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -44,18 +45,11 @@ def evaluate(
     accelerator: sums over the processes of a run, each of which has its own batches
     """
     device = next(model.parameters()).device
-    # a model may be in both modes at once: half of it frozen, or put there by a test
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
     codebooks = [0] if stage == "ar" else list(range(1, model.config.num_quantizers))
     totals = torch.zeros(len(codebooks), 5, dtype=torch.float64, device=device)
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                totals += _totals(model, batch.to(device), codebooks)
-    finally:
-        for module, was_training in modes.items():
-            module.training = was_training
+    with evaluating(model):
+        for batch in batches:
+            totals += _totals(model, batch.to(device), codebooks)
     if accelerator is not None:
         totals = accelerator.reduce(totals, reduction="sum")
     figures = [_means(row, stage) for row in [totals.sum(dim=0).tolist(), *totals.tolist()]]
@@ -65,6 +59,19 @@ def evaluate(
         num_targets=int(totals[:, 1].sum()),
         codebooks={} if stage == "ar" else own,
     )
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, and nothing for autograd; puts back the mode of each module, which may differ."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, was_training in modes.items():
+            module.training = was_training
 
 
 def _totals(model: VALLE, batch: Batch, codebooks: list[int]) -> torch.Tensor:

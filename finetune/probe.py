@@ -14,6 +14,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from finetune.data.cuts import CutTable
 from finetune.data.dataset import CodesDataset, plan_epoch, plan_validation
+from finetune.log.words import format_seconds
 from finetune.stepping import ADVICE
 from finetune.trainer import FIRST_AUTO_SEC, Trainer
 from vallex.errors import TrainingError
@@ -48,7 +49,7 @@ class Estimate:
         short = " (too little: batches will be computed in parts)" if is_short else ""
         return (
             f"{self.stage.upper()}: {self.num_steps} steps on batches of up to {self.batch_sec:g} s; about "
-            f"{_duration(self.seconds)} and {self.memory_bytes / 1e9:.1f} GB of the "
+            f"{format_seconds(max(self.seconds, 1.0))} and {self.memory_bytes / 1e9:.1f} GB of the "
             f"{self.free_bytes / 1e9:.1f} GB that are free{short}"
         )
 
@@ -171,9 +172,3 @@ def _free_bytes(trainer: Trainer) -> int:
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available // trainer.accelerator.num_processes
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

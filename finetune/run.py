@@ -25,7 +25,7 @@ from finetune.results import PhaseResult, RunResult, read_config, read_result, t
 from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
 from finetune.run_spec import RunSpec, differences
 from finetune.train import plan_stage, train_stage
-from finetune.trainer import TrainState, make_accelerator
+from finetune.trainer import make_accelerator, set_up_stage
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
 from vallex.files import remove_temporaries, sha256_of
 from vallex.model.added_languages import extend_languages
@@ -100,7 +100,9 @@ def plan(spec: RunSpec, display: Display) -> list[Estimate]:
         model, data = _load_and_check(spec, processes)  # anew: a stage makes the model its own
         result = _new_result(spec, model, data)
         folder = RunFolder(spec.runs_dir / spec.name, result, is_writer=False)
-        estimates.append(plan_stage(stage, spec.config, model, data, folder, display, processes))
+        estimates.append(
+            plan_stage(set_up_stage(stage, spec.config, model, data, folder, display, processes))
+        )
     return estimates
 
 
@@ -317,7 +319,9 @@ def _train_stages(
         if stage in folder.adapter_stages:
             folder.adapter_origin = _adapter_origin(spec, model, folder, stage)
         try:
-            state: TrainState = train_stage(stage, spec.config, model, data, folder, display, control)
+            trainer = set_up_stage(stage, spec.config, model, data, folder, display, control.processes)
+            state = train_stage(trainer, data, control)
+            del trainer  # its optimizer has the size of a model or two
         finally:
             display.stage_ended()
         folder.close_stage(state, "stopped" if control.is_stopped else "done")

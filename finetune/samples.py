@@ -3,14 +3,13 @@
 They are the first of the scores' own plan, with the recordings of those that have one beside them.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from finetune.data.prepared import PreparedSet
+from finetune.evaluate import evaluating
 from finetune.scoring.judges import Judges
 from finetune.scoring.plan import Sentence, make_plan
 from finetune.scoring.spoken import Bench, copy_of, original_of, speak_plan
@@ -75,7 +74,7 @@ class Speaker:
         """Speaks every sentence into the folder `name`; leaves mode and generators as they were."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(), _evaluating(model):
+        with torch.random.fork_rng(), evaluating(model):
             synthesizer = Synthesizer(model, self.bench.vocoder, self.bench.tokenizer)
             takes, _ = speak_plan(synthesizer, self.bench)
         comment = f"synthetic speech by vallex, {self.folder.parent.name} {name}"
@@ -109,15 +108,3 @@ def _first_of_each_kind(sentences: list[Sentence], count: int) -> list[Sentence]
     kinds = [[one for one in sentences if one.source == source] for source in ("validation", "fixed")]
     turns = [(place, kind, one) for kind, own in enumerate(kinds) for place, one in enumerate(own)]
     return [one for *_, one in sorted(turns, key=lambda turn: turn[:2])[:count]]
-
-
-@contextmanager
-def _evaluating(model: VALLE) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, was_training in modes.items():
-            module.training = was_training

@@ -19,9 +19,9 @@ from finetune.optim import schedule_factor
 from finetune.tracking import record
 from finetune.trainer import Trainer
 from vallex.errors import TrainingError
+from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
 
-FRAME_RATE_HZ = 75
 ADVICE = "set gradient_checkpointing=true, train an adapter (--preset lora-small), or leave out long clips"
 
 

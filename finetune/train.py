@@ -11,41 +11,27 @@ from itertools import islice
 
 from accelerate.utils import broadcast
 
-from finetune.config import FinetuneConfig
 from finetune.control import Control, Wishes
 from finetune.data.dataset import train_batches, valid_batches
 from finetune.data.prepared import PreparedSet
-from finetune.display import Display
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
-from finetune.processes import Processes
-from finetune.run_folder import RunFolder
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
-from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec, set_up_stage
+from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec
 from vallex.errors import ConfigError
 from vallex.model.batch import Batch
-from vallex.model.network import VALLE
 
 
-def train_stage(
-    stage: str,
-    config: FinetuneConfig,
-    model: VALLE,
-    data: PreparedSet,
-    folder: RunFolder,
-    display: Display,
-    control: Control,
-) -> TrainState:
-    """Trains one stage to its end, or until it is asked to stop; resumes where the run folder says so.
+def train_stage(trainer: Trainer, data: PreparedSet, control: Control) -> TrainState:
+    """Trains a stage that is set up to its end, or until it is asked to stop.
 
-    model: what the stage begins with; it is trained in place
+    data: what samples are spoken from
     errors: TrainingError where the loss is not finite
     """
-    trainer = set_up_stage(stage, config, model, data, folder, display, control.processes)
     start_reports(trainer, data)
-    state = trainer.state
+    stage, state, display = trainer.stage, trainer.state, trainer.display
     _fit(trainer)
     display.stage_started(stage, state.step, trainer.total_steps, _groups(trainer))
     if state.base is None:
@@ -53,7 +39,7 @@ def train_stage(
         _check_evaluation(trainer)
         state.base = _score(trainer).to_dict()
         record(trainer, "valid", state.base)
-        folder.update(state)
+        trainer.folder.update(state)
         display.validated(stage, 0, state.base, state.base)
         speak_samples(trainer)
 
@@ -70,7 +56,7 @@ def train_stage(
         step = take_step(trainer, batches)
         is_last = state.step == trainer.total_steps
         is_validated = is_last or state.step % _validation_interval(trainer) == 0
-        if state.step % config.log_every == 0 or is_validated:
+        if state.step % trainer.config.log_every == 0 or is_validated:
             _log(trainer, step)
         if is_validated:
             _validate(trainer)
@@ -101,21 +87,12 @@ def _obey(trainer: Trainer, wishes: Wishes) -> None:
         trainer.display.note(f"{stage.upper()}: saved at step {state.step}")
 
 
-def plan_stage(
-    stage: str,
-    config: FinetuneConfig,
-    model: VALLE,
-    data: PreparedSet,
-    folder: RunFolder,
-    display: Display,
-    processes: Processes,
-) -> Estimate:
-    """What a stage would train and take; nothing is trained or written. The model is set up for it."""
-    trainer = set_up_stage(stage, config, model, data, folder, display, processes)
+def plan_stage(trainer: Trainer) -> Estimate:
+    """What a stage that is set up would train and take, told too; nothing is trained or written."""
     _fit(trainer)
     estimate = estimate_stage(trainer)
-    display.note(_groups(trainer))
-    display.note(str(estimate))
+    trainer.display.note(_groups(trainer))
+    trainer.display.note(str(estimate))
     trainer.accelerator.free_memory()
     return estimate
 

@@ -39,14 +39,6 @@ class Language(StrEnum):
         return tag_of(self)
 
     @classmethod
-    def from_code(cls, code: str) -> "Language":
-        """The language of an ISO 639-1 code; ValueError where there is none."""
-        for language in cls:
-            if language.code == code:
-                return language
-        raise ValueError(f"{code!r} is not one of {', '.join(RELEASED_LANGUAGES)}")
-
-    @classmethod
     def from_prompt_code(cls, prompt_code: int) -> "Language":
         """The language of a prompt file's `lang_code`; ValueError where there is none."""
         for language in cls:

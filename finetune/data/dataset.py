@@ -10,6 +10,7 @@ import random
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -199,9 +200,14 @@ def _rows(table: CutTable, order: Iterable[int]) -> Iterator[_Row]:
 def plan_epoch(cuts: Iterable[MonoCut], settings: BatchSettings, epoch: int) -> list[tuple[int, ...]]:
     """This rank's batches of an epoch, in order, as rows of the table: over all ranks every cut once.
 
-    Where the last round has too few cuts for all ranks, lhotse gives one to several.
+    Where the last round has too few cuts for all ranks, lhotse gives one to several. The last plan is kept:
+    a stage asks for its first epoch's to count, to estimate and to train; of a large set each takes seconds.
     """
-    table = table_of(cuts)
+    return list(_planned_epoch(table_of(cuts), settings, epoch))
+
+
+@lru_cache(maxsize=1)
+def _planned_epoch(table: CutTable, settings: BatchSettings, epoch: int) -> tuple[tuple[int, ...], ...]:
     order = sorted(range(len(table)), key=table.ids.__getitem__)
     random.Random(f"{settings.seed}/{epoch}").shuffle(order)
     common = {
@@ -226,7 +232,7 @@ def plan_epoch(cuts: Iterable[MonoCut], settings: BatchSettings, epoch: int) -> 
     else:
         sampler = DynamicCutSampler(_rows(table, order), **common)
     sampler.set_epoch(epoch)
-    return _planned(sampler)
+    return tuple(_planned(sampler))
 
 
 def count_batches(

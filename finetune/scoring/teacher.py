@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from finetune.data.dataset import CodesDataset, Utterance, collate_utterances
 from finetune.data.libritts import find_clips
-from finetune.evaluate import evaluation_prefix
+from finetune.evaluate import evaluating, evaluation_prefix
 from finetune.quickstart import sample_folder
 from finetune.scoring.statistics import difference
 from vallex.codec.audio import load_audio
@@ -110,20 +110,14 @@ def teacher_scores(
     collator = TextCollator(bos=config.text_bos, eos=config.text_eos, language_codes=config.languages)
     sums = torch.zeros(len(spoken), len(stages), 5, dtype=torch.float64)
     order = sorted(range(len(spoken)), key=lambda place: len(spoken[place].utterance.codes))
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    try:
-        with torch.inference_mode():
-            done = 0
-            for places in _batches(order, spoken):
-                batch = collate_utterances([spoken[place].utterance for place in places], collator).to(device)
-                for column in range(len(stages)):
-                    sums[places, column] = _row_sums(model, batch, column).cpu()
-                done += len(places)
-                if progress is not None:
-                    progress(done, len(spoken))
-    finally:
-        model.train(was_training)
+    device, done = next(model.parameters()).device, 0
+    with evaluating(model):
+        for places in _batches(order, spoken):
+            batch = collate_utterances([spoken[place].utterance for place in places], collator).to(device)
+            sums[places] = torch.stack([_row_sums(model, batch, j) for j in range(len(stages))], dim=1).cpu()
+            done += len(places)
+            if progress is not None:
+                progress(done, len(spoken))
     groups = {"all": list(range(len(spoken)))}
     for place, one in enumerate(spoken):
         groups.setdefault(f"speaker {one.speaker}", []).append(place)

@@ -108,6 +108,11 @@ class Job:
     def is_over(self) -> bool:
         return self.status in ENDINGS
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was called off and is not at its end yet: a checkpoint is loaded to its end."""
+        return self.stop.is_set() and not self.is_over
+
     def pcm(self) -> bytes:
         """All that is spoken so far."""
         return b"".join(part.pcm for part in self.parts)
@@ -234,17 +239,19 @@ class Engine:
                 job.change(status=CANCELLED)
 
     def cancel_all_of(self, owner: str) -> int:
-        """Calls off what one page asked for; how many jobs that were."""
-        jobs = [job for job in list(self._jobs.values()) if job.owner == owner and not job.is_over]
+        """Calls off what a page (`PAGE`) or one of its tabs (`PAGE/TAB`) asked for; returns how many jobs."""
+        jobs = [job for job in list(self._jobs.values()) if not job.is_over]
+        jobs = [job for job in jobs if f"{job.owner}/".startswith(f"{owner}/")]
         for job in jobs:
             self.cancel(job)
         return len(jobs)
 
     def save(self, job: Job, kind: str = "wav") -> Path:
-        """What a job has spoken, as a file with its mark."""
+        """What a job that is over has spoken, as a file with its mark; written when it is first asked for."""
         path = self.work_dir / f"{job.token}.{kind}"
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(encode(job.pcm(), kind, job.mark))
+        if not path.is_file():
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(encode(job.pcm(), kind, job.mark))
         return path
 
     def _forget(self, token: str) -> None:
@@ -279,6 +286,7 @@ class Engine:
         request, voice = job.request, job.request.voice
         job.change(status=LOADING)
         model = self.models.get(find_choice(request.checkpoint, self.settings), request.adapter_scale)
+        self._check()  # loading cannot be broken off; what it loaded stays warm
         synthesizer = Synthesizer(model, self.vocoder, self._tokenizer)
         # without a voice, a sentence is the prompt of the others
         room_sec = MAX_TOTAL_SEC / 2 if voice is None else max(MAX_TOTAL_SEC - voice.seconds, MIN_CHUNK_SEC)

@@ -25,10 +25,14 @@ THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, 
 )
 HEAD = """<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">
 <script>
-  // Escape stops what is under way, unless it closes a list
+  // Ctrl+Enter speaks; Escape stops what is under way, unless it closes a list
+  const press = (buttons) => {
+    [...document.querySelectorAll(buttons)].find((b) => b.offsetParent && !b.disabled)?.click();
+  };
   document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) press("button.begins-work");
     if (event.key !== "Escape" || event.target.matches("[aria-expanded=true], [role=listbox] *")) return;
-    [...document.querySelectorAll("button.ends-work")].find((b) => b.offsetParent && !b.disabled)?.click();
+    press("button.ends-work");
   }, true);
 </script>"""
 READY = "() => { document.documentElement.dataset.ready = 'yes' }"
@@ -42,6 +46,10 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
 .note { opacity: .85; font-size: .92em; }
 .toy { border: 1px solid #ca8a04; border-radius: 8px; padding: .4em .8em; margin: .3em 0; }
 .player audio { width: 100%; }
+.downloads { display: flex; flex-wrap: wrap; align-items: center; gap: .6em; }
+.downloads a { padding: .45em 1.1em; border-radius: 8px; font-weight: 600; text-decoration: none;
+  color: var(--button-secondary-text-color) !important; background: var(--button-secondary-background-fill); }
+.downloads a:hover { background: var(--button-secondary-background-fill-hover); }
 .sound img { width: 100%; border-radius: 8px; display: block; }
 .curves { margin: 0 0 1em; max-width: 760px; } .curves figcaption { font-weight: 600; margin-bottom: .3em; }
 .curves svg { width: 100%; height: auto; } .legend { display: flex; flex-wrap: wrap; gap: .2em 1.2em; }

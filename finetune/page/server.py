@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -18,7 +18,7 @@ from finetune.page.engine import Engine, Job
 from finetune.page.layout import CSS, HEAD, THEME, build_page
 from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB, USER, PageSettings, is_local
-from finetune.page.sound import MEDIA_TYPES, stream_header
+from finetune.page.sound import MEDIA_TYPES, SAVED_KINDS, stream_header
 from finetune.page.tabs.voice import SAMPLE
 from finetune.page.voices import VoiceShelf
 from vallex.errors import ConfigError
@@ -85,16 +85,6 @@ def serve(settings: PageSettings, listening: socket.socket) -> None:
 
 
 def _add_sound(server: FastAPI, engine: Engine) -> None:
-    @server.get("/speech/{token}.wav")
-    def speech(token: str, request: Request) -> Response:
-        job = engine.find(token)
-        if job is None:
-            return PlainTextResponse("this speech is no longer kept", status_code=404)
-        path = engine.work_dir / f"{job.token}.wav"
-        if path.is_file():
-            return FileResponse(path, media_type=MEDIA_TYPES["wav"])
-        return StreamingResponse(_stream(job), media_type=MEDIA_TYPES["wav"])
-
     @server.get("/speech/{token}.png")
     def picture(token: str) -> Response:
         job = engine.find(token)
@@ -102,6 +92,17 @@ def _add_sound(server: FastAPI, engine: Engine) -> None:
         if path is None or not path.is_file():
             return PlainTextResponse("there is no such picture", status_code=404)
         return FileResponse(path, media_type="image/png")
+
+    @server.get("/speech/{token}.{kind}")
+    def speech(token: str, kind: str) -> Response:
+        job = engine.find(token)
+        if job is None or kind not in SAVED_KINDS:
+            return PlainTextResponse("this speech is no longer kept", status_code=404)
+        if job.is_over:
+            return FileResponse(engine.save(job, kind), media_type=MEDIA_TYPES[kind])
+        if kind != "wav":
+            return PlainTextResponse("this speech is not at its end yet", status_code=404)
+        return StreamingResponse(_stream(job), media_type=MEDIA_TYPES["wav"])
 
 
 def add_published(server: FastAPI, published: Published) -> None:

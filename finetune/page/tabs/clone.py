@@ -4,6 +4,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
@@ -11,8 +12,9 @@ from finetune.page.checkpoints import FULL_STRENGTH, list_choices
 from finetune.page.engine import CANCELLED, DONE, LOADING, WAITING, Engine, Job, SpeakRequest
 from finetune.page.pictures import sound_picture
 from finetune.page.settings import MAX_BEST_OF, MAX_TEXT_CHARS
+from finetune.page.sound import SAVED_KINDS
 from finetune.page.tabs.voice import LANGUAGES, VoicePanel
-from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
+from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, owner_of, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.codec.audio import load_audio
 from vallex.files import atomic_write
@@ -32,6 +34,7 @@ ENDED = {
     "loop": "repeats itself",
     "empty": "was not said at all",
 }
+TAB = "clone"
 MAX_SEED = 2**31 - 1
 POLL_SEC = 0.25
 
@@ -43,7 +46,11 @@ def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> Opening:
             voice = VoicePanel(engine, shelf)
         with gr.Column(min_width=320):
             speech = SpeechPanel(engine, voice)
-    page.unload(speech.forget)
+
+    def closed(request: gr.Request) -> None:
+        engine.cancel_all_of(request.session_hash or "")
+
+    page.unload(closed)
 
     def opened(saved, checkpoint):
         checkpoints = [choice.name for choice in list_choices(engine.settings)]
@@ -96,7 +103,7 @@ class SpeechPanel:
             elem_id="text",
             placeholder=(
                 "English, Chinese or Japanese, also mixed: [EN]Hello.[EN] [ZH]你好。[ZH]\n"
-                "Shift+Enter speaks, Escape stops."
+                "Ctrl+Enter speaks, Escape stops."
             ),
         )
         with gr.Row(elem_classes="examples"):
@@ -112,21 +119,27 @@ class SpeechPanel:
         with gr.Accordion("More choices", open=False):
             self._choices = _choice_widgets()
         with gr.Row():
-            self._speak = gr.Button("Speak", variant="primary", scale=3, min_width=140, elem_id="speak")
+            self._speak = gr.Button(
+                "Speak",
+                variant="primary",
+                scale=3,
+                min_width=140,
+                elem_id="speak",
+                elem_classes="begins-work",
+            )
             self._stop = gr.Button(
                 "Stop", scale=1, min_width=80, interactive=False, elem_id="stop", elem_classes="ends-work"
             )
         self._status = gr.HTML(plain("Nothing spoken yet."), elem_id="speech-status")
         self._player = gr.HTML(elem_id="player", elem_classes="player")
         self._sound = gr.HTML(elem_id="sound", elem_classes="sound")
-        self._file = gr.DownloadButton("Download the wav", visible=False, elem_id="download")
+        self._files = gr.HTML(elem_id="downloads")
         self._connect(examples)
 
     def _connect(self, examples: list[gr.Button]) -> None:
         inputs = [*self._voice.inputs, self._text, self.checkpoint, *self._choices.values()]
-        outputs = [self._status, self._player, self._sound, self._file, self._choices["seed"], self._stop]
-        for event in (self._speak.click, self._text.submit):
-            connect(event, self._speak_text, inputs, outputs)
+        outputs = [self._status, self._player, self._sound, self._files, self._choices["seed"], self._stop]
+        connect(partial(gr.on, [self._speak.click, self._text.submit]), self._speak_text, inputs, outputs)
         connect(self._stop.click, self._stop_speaking, None, self._status)
         for button, (_, text) in zip(examples, EXAMPLE_TEXTS, strict=True):
             connect(button.click, lambda text=text: text, None, self._text)
@@ -144,10 +157,13 @@ class SpeechPanel:
             settings=settings,
             adapter_scale=choices.strength,
         )
-        job = self._engine.submit(asked, owner=request.session_hash or "")
-        player = f'<audio controls autoplay aria-label="The speech" src="/speech/{job.token}.wav"></audio>'
-        hidden, can_stop = gr.update(visible=False), gr.update(interactive=True)
-        yield _progress(self._engine, job), player, "", hidden, settings.seed, can_stop
+        job = self._engine.submit(asked, owner=owner_of(request, TAB))
+        # the player's own download is the stream, without a name and a length
+        player = (
+            '<audio controls controlslist="nodownload" autoplay aria-label="The speech" '
+            f'src="/speech/{job.token}.wav"></audio>'
+        )
+        yield _progress(self._engine, job), player, "", "", settings.seed, gr.update(interactive=True)
         num_parts = 0
         while not job.is_over:
             job.wait(num_parts, POLL_SEC)
@@ -156,12 +172,8 @@ class SpeechPanel:
         yield outcome_view(job), *_finished(self._engine, job), gr.skip(), gr.update(interactive=False)
 
     def _stop_speaking(self, request: gr.Request):
-        stopped = self._engine.cancel_all_of(request.session_hash or "")
+        stopped = self._engine.cancel_all_of(owner_of(request, TAB))
         return plain("Stopping …") if stopped else gr.skip()
-
-    def forget(self, request: gr.Request) -> None:
-        """Calls off what a page asked for that was closed."""
-        self._engine.cancel_all_of(request.session_hash or "")
 
 
 def _choice_widgets() -> dict[str, gr.components.Component]:
@@ -191,7 +203,16 @@ def _choice_widgets() -> dict[str, gr.components.Component]:
     return w
 
 
+def stopping_line(job: Job) -> str:
+    """That a job is at its end soon."""
+    if job.status == LOADING:
+        return f"Stopping as soon as {job.request.checkpoint} has been loaded …"
+    return "Stopping …"
+
+
 def _progress(engine: Engine, job: Job) -> str:
+    if job.is_stopping:
+        return plain(stopping_line(job))
     if job.status == WAITING:
         before = engine.num_before(job)
         return plain(f"Waiting: {before} before you." if before else "Waiting.")
@@ -221,7 +242,7 @@ def outcome_view(job: Job) -> str:
 def _finished(engine: Engine, job: Job) -> tuple:
     """Player (left as it is), picture and file of what was spoken, as far as it went."""
     if not job.seconds:
-        return "", empty("No sound was made."), gr.update(visible=False)
+        return "", empty("No sound was made."), ""
     path = engine.save(job)
     with atomic_write(path.with_suffix(".png")) as temporary:
         temporary.write_bytes(sound_picture(load_audio(path)))
@@ -229,7 +250,24 @@ def _finished(engine: Engine, job: Job) -> tuple:
         f'<img src="/speech/{job.token}.png" width="900" height="260" '
         f'alt="Waveform and spectrogram of {job.seconds:.1f} seconds of speech">'
     )
-    return gr.skip(), picture, gr.update(value=str(path), visible=True)
+    return gr.skip(), picture, downloads_view(job)
+
+
+def downloads_view(job: Job) -> str:
+    """Links to what was spoken, a file of each kind."""
+    links = [
+        f'<a id="download-{kind}" href="/speech/{job.token}.{kind}" download="{file_name(job, kind)}" '
+        f'aria-label="Download as {kind}">{kind}</a>'
+        for kind in SAVED_KINDS
+    ]
+    return f'<div class="downloads"><span>Download as</span>{"".join(links)}</div>'
+
+
+def file_name(job: Job, kind: str) -> str:
+    """What a downloaded file is called: by its first words, who spoke them, and the seed."""
+    words = "-".join(re.findall(r"\w+", _plain_text(job.request.text)))[:40].strip("-_")
+    checkpoint = re.sub(r"[^\w.@-]", "-", job.request.checkpoint)
+    return f"{words or 'speech'}_{checkpoint}_seed-{job.request.settings.seed}.{kind}"
 
 
 def _plain_text(tagged: str) -> str:

@@ -3,14 +3,15 @@
 import html
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import gradio as gr
 
 from finetune.log.votes import Vote, add_vote, now, read_votes, shuffled, tally
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import DONE, Engine, Job, SpeakRequest
-from finetune.page.tabs.clone import MAX_SEED, POLL_SEC
-from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
+from finetune.page.tabs.clone import MAX_SEED, POLL_SEC, stopping_line
+from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, owner_of, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.errors import ConfigError, VallexError
 from vallex.inference.synthesizer import SpeakSettings
@@ -18,6 +19,7 @@ from vallex.inference.synthesizer import SpeakSettings
 MAX_COMPARED = 4
 NO_VOICE = "No voice"
 LETTERS = "ABCD"
+TAB = "compare"
 NONE_BETTER = "No difference"
 
 
@@ -72,7 +74,7 @@ class ComparePanel:
                     )
                     self._blind = gr.Checkbox(True, label="Blind: say which afterwards", min_width=160)
         with gr.Row():
-            self._go = gr.Button("Speak by all", variant="primary", scale=3)
+            self._go = gr.Button("Speak by all", variant="primary", scale=3, elem_classes="begins-work")
             self._stop = gr.Button("Stop", scale=1, min_width=80, interactive=False, elem_classes="ends-work")
         self._status = gr.HTML(elem_id="compare-status")
         self._players = gr.HTML(elem_id="compare-players")
@@ -92,8 +94,7 @@ class ComparePanel:
     def _connect(self) -> None:
         asked = [self.names, self.voice, self._text, self._seed, self._blind]
         shown = [self._status, self._players, self._vote_box, self._choice, self._heard, self._stop]
-        for event in (self._go.click, self._text.submit):
-            connect(event, self._compare, asked, shown)
+        connect(partial(gr.on, [self._go.click, self._text.submit]), self._compare, asked, shown)
         after_vote = [self._status, self._players, self._vote_box, self.tally, self._heard]
         connect(self._vote.click, self._take_vote, [self._heard, self._choice], after_vote)
         connect(self._stop.click, self._stop_speaking, None, self._status)
@@ -105,7 +106,7 @@ class ComparePanel:
         prompt = None if voice in (None, NO_VOICE) else self._shelf.load(voice)
         order = shuffled(names, blind)
         settings = SpeakSettings(seed=int(seed or 0))
-        owner = request.session_hash or ""
+        owner = owner_of(request, TAB)
         asked = [
             SpeakRequest(text=text or "", voice=prompt, checkpoint=name, settings=settings) for name in order
         ]
@@ -171,7 +172,7 @@ class ComparePanel:
         return said, players, gr.update(visible=False), tally_view(self._engine), None
 
     def _stop_speaking(self, request: gr.Request):
-        stopped = self._engine.cancel_all_of(request.session_hash or "")
+        stopped = self._engine.cancel_all_of(owner_of(request, TAB))
         return plain("Stopping …") if stopped else gr.skip()
 
 
@@ -200,5 +201,7 @@ def tally_view(engine: Engine) -> str:
 
 
 def _progress(engine: Engine, job: Job, place: int, num_jobs: int) -> str:
+    if job.is_stopping:
+        return stopping_line(job)
     before = engine.num_before(job) if place == 1 else 0
     return f"Waiting: {before} before you." if before else f"Speaking {place} of {num_jobs} …"

@@ -62,6 +62,11 @@ def told(function: Callable) -> Callable:
     return calling
 
 
+def owner_of(request: gr.Request, tab: str) -> str:
+    """Whose work it is that a tab of a page asks for, so that its Stop ends that and nothing else."""
+    return f"{request.session_hash}/{tab}"
+
+
 def good(text: str) -> str:
     """A line of status that something is done."""
     return f'<div class="status" role="status"><span class="good">{html.escape(text)}</span></div>'

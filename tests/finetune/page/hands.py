@@ -57,8 +57,13 @@ def outcome(tab) -> str:
     return status.inner_text()
 
 
-def downloaded(tab, button: str = "#download") -> bytes:
+def downloaded(tab, button: str = "#download-wav") -> bytes:
     """What a button gives."""
+    return downloaded_file(tab, button)[1]
+
+
+def downloaded_file(tab, button: str) -> tuple[str, bytes]:
+    """What a button gives: the name that it is kept under, and what is in it."""
     with tab.expect_download() as download:
         tab.locator(button).click()
-    return download.value.path().read_bytes()
+    return download.value.suggested_filename, download.value.path().read_bytes()

@@ -7,7 +7,7 @@ import wave
 import numpy as np
 import pytest
 import soundfile
-from hands import begin_to_speak, choose, choose_recording, downloaded, outcome, speak, write
+from hands import begin_to_speak, choose, choose_recording, downloaded, downloaded_file, outcome, speak, write
 
 
 def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page):
@@ -20,8 +20,12 @@ def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_p
         assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (24000, 1, 2)
         seconds = wav.getnframes() / 24000
     assert f"{seconds:.1f} s" in said
-    sound = soundfile.SoundFile(io.BytesIO(content))
-    assert sound.comment == "synthetic speech by vallex, tiny.pt (toy weights: what you hear is noise)"
+    for kind in ("wav", "flac", "ogg"):
+        name, file = downloaded_file(tab, f"#download-{kind}")
+        assert name == f"Good-morning-How-are-you-today-my-friend_tiny.pt_seed-1.{kind}"
+        sound = soundfile.SoundFile(io.BytesIO(file))
+        assert sound.comment == "synthetic speech by vallex, tiny.pt (toy weights: what you hear is noise)"
+        assert sound.frames == pytest.approx(24000 * seconds, abs=1)
     assert tab.locator("#sound img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 900
     assert speak(tab).splitlines()[-1] == said.splitlines()[-1]
     assert downloaded(tab) == content

@@ -11,7 +11,7 @@ from finetune.page.checkpoints import Choice, WarmModels, find_choice, list_choi
 from finetune.page.engine import Busy, Engine, SpeakRequest
 from finetune.page.sentences import spoken_sentences
 from finetune.page.settings import PageSettings
-from finetune.page.tabs.clone import Choices, outcome_view
+from finetune.page.tabs.clone import Choices, outcome_view, stopping_line
 from finetune.page.voices import VoiceShelf
 from vallex.errors import CheckpointError, ConfigError, PromptError, TextError, WeightsError
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
@@ -140,6 +140,46 @@ def test_queue_when_others_wait_then_the_place_is_told_and_a_waiting_job_can_lea
     assert [job.status for job in waiting] == ["cancelled", "cancelled"]
     gate.set()
     assert running.wait(10**6, timeout_sec=30)
+
+
+def test_queue_when_one_tab_stops_then_the_other_tabs_and_pages_go_on(engine, monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(Engine, "_speak", lambda self, job: (gate.wait(30), self._check()))
+    jobs = [engine.submit(request(), owner) for owner in ("a/clone", "a/compare", "ab/compare", "")]
+    assert engine.cancel_all_of("a/compare") == 1
+    assert engine.cancel_all_of("a/compare/x") == 0
+    gate.set()
+    assert all(job.wait(10**6, timeout_sec=30) for job in jobs)
+    assert [job.status for job in jobs] == ["done", "cancelled", "done", "done"]
+    gate.clear()
+    jobs = [engine.submit(request(), owner) for owner in ("a/clone", "a/compare", "b/clone")]
+    assert engine.cancel_all_of("a") == 2
+    gate.set()
+    assert jobs[2].wait(10**6, timeout_sec=30)
+    assert jobs[2].status == "done"
+
+
+def test_job_when_cancelled_while_its_checkpoint_loads_then_it_says_so_and_nothing_is_spoken(
+    settings_of, monkeypatch
+):
+    engine, begun, gate = Engine(settings_of()), threading.Event(), threading.Event()
+    load = engine.models._load
+
+    def loading(*args):
+        begun.set()
+        gate.wait(30)
+        return load(*args)
+
+    monkeypatch.setattr(engine.models, "_load", loading)
+    job = engine.submit(request())
+    assert begun.wait(30)
+    engine.cancel(job)
+    assert (job.is_stopping, job.is_over) == (True, False)
+    assert stopping_line(job) == "Stopping as soon as toy has been loaded …"
+    gate.set()
+    assert job.wait(10**6, timeout_sec=30)
+    assert (job.status, job.is_stopping, job.num_sentences) == ("cancelled", False, 0)
+    assert [name for name, _ in engine.models.loaded] == ["toy"]
 
 
 def test_warm_models_when_the_budget_is_full_then_the_longest_unused_goes(settings_of):

@@ -35,7 +35,7 @@ def test_page_when_only_keys_are_used_then_a_text_is_spoken_and_stopped(open_pag
     tab.keyboard.press("Enter")
     tab.wait_for_function("document.querySelector('#checkpoint input').value === 'tiny.pt'")
     tab.get_by_label("Text", exact=True).focus()
-    tab.keyboard.press("Shift+Enter")
+    tab.keyboard.press("Control+Enter")
     tab.locator("#speech-status").get_by_text("Speaking").wait_for()
     assert tab.locator("#stop").is_enabled()
     tab.keyboard.press("Escape")

@@ -15,7 +15,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from finetune.page.checkpoints import list_choices
-from finetune.page.engine import Busy, Engine, Job, SpeakRequest
+from finetune.page.engine import Busy, Engine, Job
+from finetune.page.requests import SpeakRequest
 from finetune.page.settings import MAX_BEST_OF, MAX_TEXT_CHARS
 from finetune.page.sound import MEDIA_TYPES, STREAMED, encode, stream_header
 from finetune.page.voices import VoiceShelf

@@ -18,7 +18,7 @@ from vallex.errors import CheckpointError, WeightsError
 from vallex.model.adapter import load_adapted, read_adapter
 from vallex.model.checkpoint import load_model
 from vallex.model.network import VALLE
-from vallex.model.precision import to_precision
+from vallex.model.precision import PRECISIONS, has_cpu_bfloat16, to_precision
 from vallex.model.runs import find_run_checkpoint, is_adapter
 from vallex.model.toy import toy_model
 from vallex.sources import COMPONENTS
@@ -69,6 +69,13 @@ def find_choice(name: str, settings: PageSettings) -> Choice:
     raise CheckpointError(f"checkpoint {name!r} is not known; there are {known}")
 
 
+def precisions_here() -> list[str]:
+    """The precisions that this machine can speak in."""
+    if torch.cuda.is_available():
+        return [name for name in PRECISIONS if name != "int8"]
+    return ["float32", *(["bfloat16"] if has_cpu_bfloat16() else []), "int8"]
+
+
 class WarmModels:
     """Models loaded on first use; those that were longest unused go when the budget is full.
 
@@ -81,16 +88,18 @@ class WarmModels:
         self._lock = threading.Lock()
         self._models: OrderedDict[tuple, tuple[VALLE, int]] = OrderedDict()
 
-    def get(self, choice: Choice, adapter_scale: float = FULL_STRENGTH) -> VALLE:
+    def get(self, choice: Choice, adapter_scale: float = FULL_STRENGTH, precision: str = "") -> VALLE:
         """The model of a choice, loaded if it is not yet, or if its file is another by now.
 
+        precision: "" is what the page was started with
         errors: CheckpointError where it cannot be loaded, or is larger than the budget; ConfigError for a
             precision that this machine does not have
         """
         with self._lock:
             stamp = None if choice.path is None else choice.path.stat().st_mtime_ns
             scale = adapter_scale if choice.path is not None and is_adapter(choice.path) else FULL_STRENGTH
-            key = (choice.name, stamp, scale)
+            precision = precision or self._settings.precision
+            key = (choice.name, stamp, scale, precision)
             if key not in self._models:
                 for old in [k for k in self._models if k[0] == choice.name and k[1] != stamp]:
                     del self._models[old]
@@ -99,7 +108,7 @@ class WarmModels:
                 # counted as it came: weights that are laid out to be multiplied are no parameters
                 num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
                 self._make_room(num_bytes, choice.name)
-                to_precision(model, self._settings.precision)
+                to_precision(model, precision)
                 for part in (model.ar.decoder, model.ar.predict_layer, model.nar):
                     if part is not None:
                         part.register_forward_pre_hook(lambda module, args: self._on_forward())

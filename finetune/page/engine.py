@@ -1,4 +1,4 @@
-"""What speaks for the page and the endpoint: one job at a time, first come first served, by sentences.
+"""What speaks for the page and the endpoint: one job at a time, first come first served, part by part.
 
 One worker thread, because two syntheses at once on one machine are each half as fast. A job that is cancelled
 stops at the next frame: the model asks before every pass.
@@ -9,23 +9,23 @@ import tempfile
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from finetune.page.checkpoints import FULL_STRENGTH, WarmModels, find_choice
-from finetune.page.sentences import spoken_sentences
-from finetune.page.settings import MAX_TEXT_CHARS, MAX_TRANSCRIPT_CHARS, MAX_WAITING, PageSettings
-from finetune.page.sound import encode, mark_of, to_pcm
+from finetune.page.checkpoints import WarmModels, find_choice
+from finetune.page.requests import ZIP, Part, SpeakRequest
+from finetune.page.settings import MAX_TRANSCRIPT_CHARS, MAX_WAITING, PageSettings
+from finetune.page.sound import encode, mark_of, zip_of
 from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
-from vallex.errors import PromptError, TextError, TrainingError, VallexError
+from vallex.errors import PromptError, TrainingError, VallexError
 from vallex.files import atomic_write
-from vallex.inference.long_text import MAX_TOTAL_SEC, MIN_CHUNK_SEC, may_be_prompt, prompt_of
 from vallex.inference.prompts import VoicePrompt
-from vallex.inference.synthesizer import SpeakSettings, Synthesizer
-from vallex.inference.voices import voice_from_recording
+from vallex.inference.synthesizer import Synthesizer
+from vallex.inference.voices import beginning_of, voice_from_recording
 from vallex.text import PhonemeTokenizer
 
 WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
@@ -38,6 +38,7 @@ WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
 )
 ENDINGS = (DONE, CANCELLED, FAILED)
 _KEPT_JOBS = 64
+_KEPT_SEC = 3600.0  # 0.2 GB of samples
 
 
 class Busy(VallexError):
@@ -46,37 +47,6 @@ class Busy(VallexError):
 
 class Cancelled(Exception):
     """The work was called off; never seen outside the engine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeakRequest:
-    """What is to be said, in whose voice (None: whatever the model makes up), by which checkpoint.
-
-    adapter_scale: strength of an adapter; other checkpoints know none
-    """
-
-    text: str
-    voice: VoicePrompt | None
-    checkpoint: str
-    settings: SpeakSettings = field(default_factory=SpeakSettings)
-    adapter_scale: float = FULL_STRENGTH
-
-    def __post_init__(self):
-        if not self.text.strip():
-            raise TextError("there is nothing to say yet: write a text")
-        if len(self.text) > MAX_TEXT_CHARS:
-            raise TextError(f"the text has {len(self.text)} characters; at most {MAX_TEXT_CHARS} are taken")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One sentence, spoken. pcm: 16-bit samples at 24 kHz."""
-
-    text: str
-    pcm: bytes
-    ended: str
-    seed: int
-    unsaid: tuple[str, ...]
 
 
 class Job:
@@ -89,7 +59,7 @@ class Job:
         self.status = WAITING
         self.error: VallexError | None = None
         self.parts: list[Part] = []
-        self.num_sentences = 0
+        self.num_parts = 0
         self.is_toy = False
         self.stop = threading.Event()
         self._changed = threading.Condition()
@@ -156,7 +126,7 @@ class Engine:
         self._loading = threading.Lock()
         self._codec = None
         self._vocoder = None
-        self._tokenizer = PhonemeTokenizer()
+        self._tokenizers = {way: PhonemeTokenizer(unknown_words=way) for way in ("keep", "spell")}
         self._waiting: deque[Job] = deque()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._running: Job | None = None
@@ -196,7 +166,16 @@ class Engine:
                 f"what is said in the recording has {len(transcript)} characters; at most "
                 f"{MAX_TRANSCRIPT_CHARS} are taken"
             )
-        return voice_from_recording(recording, transcript.strip(), self.codec, self._tokenizer, language)
+        tokenizer = self._tokenizers["keep"]
+        return voice_from_recording(recording, transcript.strip(), self.codec, tokenizer, language)
+
+    def beginning(self, recording: Path, keep_sec: float) -> Tensor:
+        """The codes of the first seconds of a recording that `take_recording` wrote, to be spoken on from."""
+        try:
+            return beginning_of(recording, keep_sec, self.codec)
+        except PromptError as error:
+            said = str(error).replace(f"{recording}: ", "the recording: ").replace(" (--keep-sec)", "")
+            raise PromptError(said) from error
 
     def submit(self, request: SpeakRequest, owner: str = "") -> Job:
         """Puts a request into the queue. Errors: Busy; what is wrong with text, voice or checkpoint."""
@@ -204,15 +183,14 @@ class Engine:
         request = replace(request, checkpoint=choice.name)
         if request.voice is not None and request.voice.toy and not self.settings.offline_toy:
             raise PromptError("this voice was made with toy weights; its codes are noise to the real model")
-        self._tokenizer.encode(request.text, request.settings.language)
+        request.check(self._tokenizers[request.unknown_words])
         job = Job(request, owner)
         with self._changed:
             if len(self._waiting) >= MAX_WAITING:
                 raise Busy(f"{MAX_WAITING} texts are waiting already; try again in a minute")
             self._waiting.append(job)
             self._jobs[job.token] = job
-            for token in [token for token, old in self._jobs.items() if old.is_over][:-_KEPT_JOBS]:
-                self._forget(token)
+            self._forget_old()
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work_off, name="vallex-engine", daemon=True)
                 self._worker.start()
@@ -251,13 +229,18 @@ class Engine:
         path = self.work_dir / f"{job.token}.{kind}"
         if not path.is_file():
             with atomic_write(path) as temporary:
-                temporary.write_bytes(encode(job.pcm(), kind, job.mark))
+                temporary.write_bytes(_content(job, kind))
         return path
 
-    def _forget(self, token: str) -> None:
-        del self._jobs[token]
-        for path in self.work_dir.glob(f"{token}.*"):
-            path.unlink(missing_ok=True)
+    def _forget_old(self) -> None:
+        """Lets the oldest speech go that is over and more than is kept."""
+        kept_sec = 0.0
+        for number, job in enumerate([job for job in reversed(self._jobs.values()) if job.is_over]):
+            kept_sec += job.seconds
+            if number >= _KEPT_JOBS or (number and kept_sec > _KEPT_SEC):
+                del self._jobs[job.token]
+                for path in self.work_dir.glob(f"{job.token}.*"):
+                    path.unlink(missing_ok=True)
 
     def _check(self) -> None:
         """Called before every pass of a model: whether the job that runs was called off."""
@@ -283,28 +266,27 @@ class Engine:
                     self._running = None
 
     def _speak(self, job: Job) -> None:
-        request, voice = job.request, job.request.voice
+        request = job.request
         job.change(status=LOADING)
-        model = self.models.get(find_choice(request.checkpoint, self.settings), request.adapter_scale)
+        choice = find_choice(request.checkpoint, self.settings)
+        model = self.models.get(choice, request.adapter_scale, request.precision)
         self._check()  # loading cannot be broken off; what it loaded stays warm
-        synthesizer = Synthesizer(model, self.vocoder, self._tokenizer)
-        # without a voice, a sentence is the prompt of the others
-        room_sec = MAX_TOTAL_SEC / 2 if voice is None else max(MAX_TOTAL_SEC - voice.seconds, MIN_CHUNK_SEC)
-        texts = spoken_sentences(self._tokenizer, request.text, room_sec, request.settings.language)
+        synthesizer = Synthesizer(model, self.vocoder, self._tokenizers[request.unknown_words])
+        num_parts, parts = request.speak(synthesizer)
         is_toy = self.settings.offline_toy or bool(model.provenance.get("toy"))
-        job.change(status=SPEAKING, num_sentences=len(texts), is_toy=is_toy)
-        for text in texts:
-            self._check()
-            with torch.inference_mode():
-                [speech] = synthesizer.speak_many([(text, voice)], request.settings)
-            if voice is None and may_be_prompt(speech):
-                voice = prompt_of(speech)  # the voice that the model made up stays for the next sentence
-            unsaid = (*speech.text.unknown, *speech.text.unknown_words, *speech.text.dropped)
-            # a little sound before an ending at once says nothing of the text
-            pcm = b"" if speech.ended == "empty" else to_pcm(speech.wav)
-            job.add(Part(text=text, pcm=pcm, ended=speech.ended, seed=speech.seed, unsaid=unsaid))
+        job.change(status=SPEAKING, num_parts=num_parts, is_toy=is_toy)
+        with torch.inference_mode():
+            for part in parts:
+                job.add(part)
         if not job.seconds:
             raise TrainingError(
                 f"nothing was said: {request.checkpoint} ended at once, also when asked again. Try another "
                 "seed, a longer text, or another checkpoint"
             )
+
+
+def _content(job: Job, kind: str) -> bytes:
+    if kind != ZIP:
+        return encode(job.pcm(), kind, job.mark)
+    parts = sorted(job.parts, key=lambda part: part.number)
+    return zip_of(((f"{part.number:04d}", part.pcm) for part in parts if part.pcm), job.mark)

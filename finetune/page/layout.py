@@ -21,7 +21,16 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-s
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, font_mono=MONO).set(
     # an empty box must be seen on a dark page too
-    checkbox_border_color_dark="*neutral_400"
+    checkbox_border_color_dark="*neutral_400",
+    # what explains, and what stands on the button of the screen, at 4.5 to 1 or more
+    block_info_text_color="*neutral_500",
+    body_text_color_subdued="*neutral_500",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
 )
 HEAD = """<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">
 <script>
@@ -57,6 +66,7 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
 @media (max-width: 600px) { .curves svg[role] text { font-size: 21px; }
   .curves svg .axis { display: none; } }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
+.middle { align-items: center; }
 .side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
 iframe.report { width: 100%; height: min(80vh, 900px); border: 1px solid #8884; border-radius: 8px; }
 .gradio-container .html-container { padding: 0 !important; }

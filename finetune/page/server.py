@@ -18,7 +18,7 @@ from finetune.page.engine import Engine, Job
 from finetune.page.layout import CSS, HEAD, THEME, build_page
 from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB, USER, PageSettings, is_local
-from finetune.page.sound import MEDIA_TYPES, SAVED_KINDS, stream_header
+from finetune.page.sound import MEDIA_TYPES, encode, stream_header
 from finetune.page.tabs.voice import SAMPLE
 from finetune.page.voices import VoiceShelf
 from vallex.errors import ConfigError
@@ -96,13 +96,21 @@ def _add_sound(server: FastAPI, engine: Engine) -> None:
     @server.get("/speech/{token}.{kind}")
     def speech(token: str, kind: str) -> Response:
         job = engine.find(token)
-        if job is None or kind not in SAVED_KINDS:
+        if job is None or kind not in ("wav", *job.request.saved_kinds):
             return PlainTextResponse("this speech is no longer kept", status_code=404)
         if job.is_over:
             return FileResponse(engine.save(job, kind), media_type=MEDIA_TYPES[kind])
         if kind != "wav":
             return PlainTextResponse("this speech is not at its end yet", status_code=404)
         return StreamingResponse(_stream(job), media_type=MEDIA_TYPES["wav"])
+
+    @server.get("/speech/{token}/{number}.wav")
+    def line(token: str, number: int) -> Response:
+        job = engine.find(token)
+        part = next((part for part in job.parts if part.number == number), None) if job else None
+        if part is None:
+            return PlainTextResponse("this speech is no longer kept", status_code=404)
+        return Response(encode(part.pcm, "wav", job.mark), media_type=MEDIA_TYPES["wav"])
 
 
 def add_published(server: FastAPI, published: Published) -> None:

@@ -4,9 +4,10 @@ Every fault of a list is found before anything is spoken. What is spoken comes i
 not in the order of the list, because the rows of a batch should end together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from vallex.codec.encodec import EncodecCodec
 from vallex.errors import ListError, TextError, VallexError
@@ -18,6 +19,8 @@ from vallex.model.requests import check_request
 
 COLUMNS = "text|prompt text|prompt audio"
 MAX_SHOWN_FAULTS = 20
+
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,15 @@ class ListText:
     voice: VoicePrompt | None
     num_chunks: int
     num_phonemes: int
+
+
+class LineVoices(Protocol):
+    """What knows the voices of a list, and the synthesizer that is to speak it."""
+
+    synthesizer: Synthesizer
+
+    def of(self, line: ListLine) -> VoicePrompt | None:
+        """The voice of a line. Errors: VallexError, which becomes a fault of the line."""
 
 
 @dataclass(kw_only=True)
@@ -68,15 +80,19 @@ class ListVoices:
 def read_list(path: Path) -> list[tuple[int, str]]:
     """The lines of a file that are not blank, with their numbers. Errors: ListError where there are none."""
     try:
-        rows = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ListError(f"{path}: no list can be read there ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ListError(f"{path}: not UTF-8 text ({error}); save it as UTF-8") from error
-    numbered = [(number, row) for number, row in enumerate(rows, 1) if row.strip()]
-    if not numbered:
+    if not text.strip():
         raise ListError(f"{path}: it has no line with a text; write one a line: {COLUMNS}")
-    return numbered
+    return numbered_rows(text)
+
+
+def numbered_rows(text: str) -> list[tuple[int, str]]:
+    """The lines of a text that are not blank, with their numbers."""
+    return [(number, row) for number, row in enumerate(text.split("\n"), 1) if row.strip()]
 
 
 def parse_line(number: int, row: str) -> ListLine:
@@ -98,37 +114,32 @@ def prepare_list(path: Path, voices: ListVoices, settings: SpeakSettings, mode: 
     mode: of texts too long to be spoken at once, as in speak_long
     errors: ListError, naming every line that cannot be spoken
     """
-    texts, faults = [], []
-    for number, row in read_list(path):
+    return each_line(str(path), read_list(path), lambda line: prepare_line(line, voices, settings, mode))
+
+
+def each_line(name: str, rows: Iterable[tuple[int, str]], take: Callable[[ListLine], Taken]) -> list[Taken]:
+    """What `take` makes of each line of a list. Errors: ListError, naming every line that it refuses.
+
+    name: what its user calls the list
+    """
+    taken, faults = [], []
+    for number, row in rows:
         try:
-            texts.append(_prepare(parse_line(number, row), voices, settings, mode))
+            taken.append(take(parse_line(number, row)))
         except VallexError as error:
             faults.append(f"line {number}: {error}")
     if faults:
         more = len(faults) - MAX_SHOWN_FAULTS
         shown = faults[:MAX_SHOWN_FAULTS] + ([f"and {more} more"] if more > 0 else [])
         raise ListError(
-            f"{path}: nothing was spoken, because {len(faults)} of {len(faults) + len(texts)} lines cannot "
+            f"{name}: nothing was spoken, because {len(faults)} of {len(faults) + len(taken)} lines cannot "
             f"be: {'; '.join(shown)}"
         )
-    return texts
+    return taken
 
 
-def speak_list(
-    synthesizer: Synthesizer, texts: Sequence[ListText], settings: SpeakSettings, mode: str
-) -> Iterator[tuple[ListText, Speech]]:
-    """Speaks a list, giving each text as soon as it is spoken; those that fit are spoken several at once."""
-    short = sorted((text for text in texts if text.num_chunks == 1), key=lambda text: text.num_phonemes)
-    for start in range(0, len(short), BATCH_ROWS):
-        part = short[start : start + BATCH_ROWS]
-        speeches = synthesizer.speak_many([(text.text, text.voice) for text in part], settings)
-        yield from zip(part, speeches, strict=True)
-    for text in texts:
-        if text.num_chunks > 1:
-            yield text, speak_long(synthesizer, text.text, text.voice, settings, mode).whole
-
-
-def _prepare(line: ListLine, voices: ListVoices, settings: SpeakSettings, mode: str) -> ListText:
+def prepare_line(line: ListLine, voices: LineVoices, settings: SpeakSettings, mode: str) -> ListText:
+    """A line, ready to be spoken. Errors: VallexError with every fault of it."""
     synthesizer, faults = voices.synthesizer, []
     try:
         encoding = synthesizer.encode(line.text, settings)
@@ -150,3 +161,17 @@ def _prepare(line: ListLine, voices: ListVoices, settings: SpeakSettings, mode: 
         num_chunks=len(chunk_texts(synthesizer, line.text, voice, settings, mode)),
         num_phonemes=len(encoding.ids),
     )
+
+
+def speak_list(
+    synthesizer: Synthesizer, texts: Sequence[ListText], settings: SpeakSettings, mode: str
+) -> Iterator[tuple[ListText, Speech]]:
+    """Speaks a list, giving each text as soon as it is spoken; those that fit are spoken several at once."""
+    short = sorted((text for text in texts if text.num_chunks == 1), key=lambda text: text.num_phonemes)
+    for start in range(0, len(short), BATCH_ROWS):
+        part = short[start : start + BATCH_ROWS]
+        speeches = synthesizer.speak_many([(text.text, text.voice) for text in part], settings)
+        yield from zip(part, speeches, strict=True)
+    for text in texts:
+        if text.num_chunks > 1:
+            yield text, speak_long(synthesizer, text.text, text.voice, settings, mode).whole

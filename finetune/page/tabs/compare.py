@@ -9,8 +9,10 @@ import gradio as gr
 
 from finetune.log.votes import Vote, add_vote, now, read_votes, shuffled, tally
 from finetune.page.checkpoints import list_choices
-from finetune.page.engine import DONE, Engine, Job, SpeakRequest
-from finetune.page.tabs.clone import MAX_SEED, POLL_SEC, stopping_line
+from finetune.page.engine import DONE, Engine, Job
+from finetune.page.requests import SpeakRequest
+from finetune.page.tabs.choices import MAX_SEED
+from finetune.page.tabs.outcome import stopping_line
 from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, owner_of, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.errors import ConfigError, VallexError
@@ -20,6 +22,7 @@ MAX_COMPARED = 4
 NO_VOICE = "No voice"
 LETTERS = "ABCD"
 TAB = "compare"
+POLL_SEC = 0.25
 NONE_BETTER = "No difference"
 
 

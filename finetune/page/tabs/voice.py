@@ -1,4 +1,4 @@
-"""The voice of the Clone tab: a recording and what is said in it, or one that is saved; keeping voices."""
+"""The voice of the Clone tab: recordings and what is said in them, or one that is saved; keeping voices."""
 
 import html
 import secrets
@@ -14,6 +14,7 @@ from finetune.page.tabs.words import bad, connect, empty, good, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.errors import PromptError
 from vallex.inference.prompts import VoicePrompt
+from vallex.inference.voices import MAX_PROMPT_SEC, join_voices
 
 RECORDING, SAVED, NO_VOICE = "A recording", "A saved voice", "No voice: the model makes one up"
 SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
@@ -41,15 +42,16 @@ class VoicePanel:
             self._build_saved(names)
         self._status = gr.HTML(elem_id="voice-status")
         self._taken = gr.State()
+        self._others = gr.State(())
         self._connect_recording()
         self._connect_saved()
 
     @property
     def inputs(self) -> list[gr.components.Component]:
         """What `voice_of` takes the values of."""
-        return [self._source, self._taken, self._transcript, self._language, self.saved]
+        return [self._source, self._taken, self._transcript, self._language, self.saved, self._others]
 
-    def voice_of(self, source, taken, transcript, language, saved) -> VoicePrompt | None:
+    def voice_of(self, source, taken, transcript, language, saved, others) -> VoicePrompt | None:
         """The chosen voice; None where the model shall make one up. PromptError where there is none."""
         if source == NO_VOICE:
             return None
@@ -57,9 +59,22 @@ class VoicePanel:
             if not saved:
                 raise PromptError("no voice is saved yet: record or upload one first")
             return self._shelf.load(saved)
-        if taken is None:
+        return self._joined(taken, transcript, language, others)
+
+    def recording_of(self, source, taken, transcript, language, saved, others) -> tuple[Path, str]:
+        """The recording that is spoken on from, and what is said in it. PromptError where there is none."""
+        if source != RECORDING or taken is None:
+            raise PromptError("there is no recording to speak on from: choose “A recording”, and upload one")
+        return Path(taken), transcript.strip()
+
+    def _joined(self, taken, transcript, language, others) -> VoicePrompt:
+        """The recording and those that were added before it as one voice."""
+        voices = list(others)
+        if taken is not None:
+            voices.append(self._engine.make_voice(Path(taken), transcript, language))
+        if not voices:
             raise PromptError("there is no recording yet: upload one, record one, or use the example")
-        return self._engine.make_voice(Path(taken), transcript, language)
+        return join_voices(voices, [f"recording {number}" for number, _ in enumerate(voices, 1)])
 
     def about_voice(self, name: str | None) -> str:
         """A saved voice in words."""
@@ -90,6 +105,10 @@ class VoicePanel:
         )
         self._language = gr.Dropdown(LANGUAGES, value="auto", label="Language of the recording")
         with gr.Row():
+            self._add_one = gr.Button("Add another recording of this voice", size="sm", min_width=160)
+            self._drop = gr.Button("Without those added", size="sm", min_width=120, visible=False)
+        self._added = gr.HTML(elem_id="added")
+        with gr.Row(elem_classes="middle"):
             self._name = gr.Textbox(label="Name", placeholder="anna", scale=2, min_width=120)
             self._save = gr.Button("Save this voice", scale=1, min_width=120)
         gr.HTML(f'<p class="note">{CONSENT}</p>')
@@ -106,7 +125,10 @@ class VoicePanel:
 
     def _connect_recording(self) -> None:
         taken = [self._taken, self._note, self._transcript, self._language]
-        typed = [self._name, self._taken, self._transcript, self._language]
+        typed = [self._name, self._taken, self._transcript, self._language, self._others]
+        added = [self._others, self._added, self._drop, self._audio]
+        connect(self._add_one.click, self._add_recording, typed[1:], added)
+        connect(self._drop.click, lambda: ((), "", gr.update(visible=False)), None, added[:-1])
         connect(self._source.change, _shown_boxes, self._source, [self._recording_box, self._saved_box])
         # hearing a recording takes a while: here Gradio shows that something is under way
         self._audio.change(self._take, self._audio, taken, api_visibility="private", show_progress="minimal")
@@ -144,10 +166,16 @@ class VoicePanel:
         return str(taken.path), plain(note), heard.text, heard.language
 
     @told
-    def _save_voice(self, name, taken, transcript, language):
+    def _add_recording(self, taken, transcript, language, others):
         if taken is None:
-            raise PromptError("there is no recording yet: upload one, or record one")
-        self._shelf.save(name, self._engine.make_voice(Path(taken), transcript, language))
+            raise PromptError("there is no recording to add another one to: upload one, or record one")
+        self._joined(taken, transcript, language, others)  # refuses what would be too long together
+        others = (*others, self._engine.make_voice(Path(taken), transcript, language))
+        return others, added_view(others), gr.update(visible=True), None
+
+    @told
+    def _save_voice(self, name, taken, transcript, language, others):
+        self._shelf.save(name, self._joined(taken, transcript, language, others))
         said = good(f"Saved as {name.strip()}; it is among the saved voices now.")
         return said, gr.update(choices=self._shelf.names(), value=name.strip())
 
@@ -172,6 +200,16 @@ class VoicePanel:
         self._shelf.delete(name)
         names = self._shelf.names()
         return good(f"Deleted {name}."), gr.update(choices=names, value=next(iter(names), None))
+
+
+def added_view(voices: tuple[VoicePrompt, ...]) -> str:
+    """The recordings that are added, and how much room is left."""
+    rows = "".join(f"<li>{v.seconds:.1f} s “{html.escape(v.transcript)}”</li>" for v in voices)
+    left = MAX_PROMPT_SEC - sum(voice.seconds for voice in voices)
+    return (
+        f'<div class="note" role="status">One voice with what comes next (at most {left:.1f} s):'
+        f"<ul>{rows}</ul></div>"
+    )
 
 
 def _shown_boxes(source):

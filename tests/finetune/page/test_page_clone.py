@@ -3,6 +3,7 @@
 import io
 import re
 import wave
+import zipfile
 
 import numpy as np
 import pytest
@@ -68,6 +69,49 @@ def test_clone_when_a_recording_is_uploaded_then_its_voice_can_be_saved_and_spea
     tab.get_by_role("button", name="Delete the chosen voice", exact=True).click()
     tab.get_by_text("Deleted another").wait_for()
     assert {path.stem for path in (site.folder / "prompts").glob("*.npz")} == {"acou_1", "acou_2", "alan"}
+
+
+def test_clone_when_recordings_are_one_voice_then_a_list_is_a_zip_and_one_is_spoken_on_from(open_page):
+    tab = open_page()
+    choose_recording(tab)
+    for added in (True, False):
+        tab.get_by_role("button", name="Use an example recording").click()
+        tab.locator("#recording-note").get_by_text(re.compile(r"\d\.\d s")).wait_for()
+        if added:
+            tab.get_by_role("button", name="Add another recording of this voice").click()
+            tab.locator("#added").get_by_text("at most 13.1 s").wait_for()
+            tab.locator("#recording-note").get_by_text(re.compile(r"\d\.\d s")).wait_for(state="detached")
+    write(tab, "")
+    tab.get_by_label("A list of texts", exact=True).check()
+    tab.locator("input[type=file][accept*=csv]").last.set_input_files(
+        {
+            "name": "texts.csv",
+            "mimeType": "text/csv",
+            "buffer": b'"Good morning, my friend."\nHello.,,acou_1\n',
+        }
+    )
+    lines = tab.get_by_label("Texts, one a line")
+    tab.wait_for_function("document.querySelector('#lines textarea').value.includes('acou_1')")
+    tab.get_by_role("button", name="Speak", exact=True).click()
+    assert "s by tiny.pt, seed 1" in outcome(tab)
+    name, content = downloaded_file(tab, "#download-zip")
+    assert name == "Good-morning-my-friend-Hello-acou_1_tiny.pt_seed-1.zip"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        sounds = [soundfile.SoundFile(io.BytesIO(archive.read(name))) for name in archive.namelist()]
+    assert {"synthetic speech by vallex, tiny.pt" in sound.comment for sound in sounds} == {True}
+    assert tab.locator("#sound audio").count() == len(sounds)
+    tab.locator("#sound audio").first.evaluate("a => { a.load(); return a.play() }")
+    lines.fill("Hello.||nobody")
+    tab.get_by_role("button", name="Speak", exact=True).click()
+    tab.get_by_text("line 1: voice 'nobody' is not saved here").wait_for()
+    tab.get_by_label("On from the recording", exact=True).check()
+    tab.get_by_label("What the whole says", exact=True).wait_for()
+    tab.get_by_role("spinbutton", name=re.compile("Seconds of the recording")).fill("1")
+    begin_to_speak(tab)
+    assert "s by tiny.pt, seed 1" in outcome(tab)
+    assert downloaded_file(tab, "#download-wav")[0].startswith(
+        "The-judge-enjoyed-a-cup-of-ginger-tea_tiny.pt"
+    )
 
 
 def test_clone_when_a_recording_is_longer_than_15_s_then_it_is_cut_at_a_pause(open_page, tmp_path):

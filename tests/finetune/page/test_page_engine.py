@@ -1,19 +1,33 @@
 """The engine without a browser: streaming, cancelling, the queue, the memory, and what is refused."""
 
+import io
 import threading
+import zipfile
 from dataclasses import replace
 
 import pytest
+import soundfile
 import torch
 
 from finetune.page import engine as engines
+from finetune.page import requests
 from finetune.page.checkpoints import Choice, WarmModels, find_choice, list_choices
-from finetune.page.engine import Busy, Engine, SpeakRequest
+from finetune.page.engine import Busy, Engine
+from finetune.page.requests import (
+    ContinueRequest,
+    ListRequest,
+    Part,
+    SpeakRequest,
+    listed_texts,
+    named_voices,
+)
 from finetune.page.sentences import spoken_sentences
 from finetune.page.settings import PageSettings
-from finetune.page.tabs.clone import Choices, outcome_view, stopping_line
+from finetune.page.tabs.choices import Choices
+from finetune.page.tabs.outcome import file_name, outcome_view, stopping_line
+from finetune.page.tabs.voice import SAMPLE
 from finetune.page.voices import VoiceShelf
-from vallex.errors import CheckpointError, ConfigError, PromptError, TextError, WeightsError
+from vallex.errors import CheckpointError, ConfigError, ListError, PromptError, TextError, WeightsError
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.model.adapter import AdapterSettings, add_adapter, fingerprint_of, save_adapter
 from vallex.model.checkpoint import load_model
@@ -109,20 +123,24 @@ def test_job_when_it_has_no_voice_then_a_sentence_leaves_room_for_it_as_a_prompt
         rooms.append(room_sec)
         return [text]
 
-    monkeypatch.setattr(engines, "spoken_sentences", cut)
+    monkeypatch.setattr(requests, "spoken_sentences", cut)
     assert engine.submit(request("Good morning.")).wait(10**6, timeout_sec=60)
     assert rooms == [11.0]
 
 
 def test_choices_when_they_are_made_then_speaking_follows_them():
-    chosen = {"language": "en", "accent": "zh", "seed": 7, "best_of": 3.0, "temperature": 0.5, "top_p": 0.9}
-    settings = Choices(**chosen, is_seed_new=False, strength=1.0).settings()
-    assert settings == SpeakSettings(
-        language="en", accent="zh", seed=7, best_of=3, temperature=0.5, top_p=0.9
-    )
-    assert (
-        Choices(**chosen | {"accent": "as written"}, is_seed_new=True, strength=1.0).settings().accent is None
-    )
+    chosen = {
+        **{"language": "en", "accent": "zh", "seed": 7, "is_seed_new": False, "best_of": 3.0, "redraws": 2.0},
+        **{"temperature": 0.5, "top_p": 0.9, "top_k": 40.0},
+        **{"repetition_penalty": 1.2, "repetition_aware": 0.1},
+        **{"mode": "fixed", "unknown_words": "keep", "precision": "float32", "strength": 1.0},
+    }
+    said = {"language": "en", "accent": "zh", "seed": 7, "best_of": 3, "max_redraws": 2, "temperature": 0.5}
+    drawn = {"top_p": 0.9, "top_k": 40, "repetition_penalty": 1.2, "repetition_aware": 0.1}
+    assert Choices(**chosen).settings() == SpeakSettings(**said, **drawn)
+    off = {"accent": "as written", "is_seed_new": True, "top_k": 0, "repetition_aware": 0}
+    settings = Choices(**chosen | off).settings()
+    assert (settings.accent, settings.top_k, settings.repetition_aware) == (None, None, None)
 
 
 def test_queue_when_others_wait_then_the_place_is_told_and_a_waiting_job_can_leave(engine, monkeypatch):
@@ -178,7 +196,7 @@ def test_job_when_cancelled_while_its_checkpoint_loads_then_it_says_so_and_nothi
     assert stopping_line(job) == "Stopping as soon as toy has been loaded …"
     gate.set()
     assert job.wait(10**6, timeout_sec=30)
-    assert (job.status, job.is_stopping, job.num_sentences) == ("cancelled", False, 0)
+    assert (job.status, job.is_stopping, job.num_parts) == ("cancelled", False, 0)
     assert [name for name, _ in engine.models.loaded] == ["toy"]
 
 
@@ -203,6 +221,8 @@ def test_warm_models_when_a_precision_is_chosen_then_they_speak_in_it_and_count_
     assert [model.precision for model in models] == ["float32", "int8"]
     assert plain.loaded == small.loaded
     assert plain.loaded[0][1] > 10**6
+    assert plain.get(find_choice("tiny.pt", settings_of()), precision="int8").precision == "int8"
+    assert [name for name, _ in plain.loaded] == ["tiny.pt", "tiny.pt"]
     with pytest.raises(ConfigError, match="precision 'int3' is not known; it is one of float32, bfloat16"):
         settings_of(precision="int3")
 
@@ -291,3 +311,115 @@ def test_shelf_when_a_file_is_no_voice_then_it_is_refused_without_its_path(tmp_p
     hostile.write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(PromptError, match=r"^anna\.npz: the file: not an npz file"):
         VoiceShelf(tmp_path / "prompts", toy_codec=True).take(hostile, "anna")
+
+
+def test_job_when_sentences_follow_each_other_then_each_has_the_one_before_for_its_voice(engine, monkeypatch):
+    heard = []
+    speak_many = Synthesizer.speak_many
+
+    def listening(self, texts, settings):
+        [speech] = speak_many(self, texts, settings)
+        heard.append((self.tokenizer.unknown_words, texts[0][1]))
+        return [replace(speech, ended="eos", codes=speech.codes[: 40 + len(heard)])]
+
+    monkeypatch.setattr(Synthesizer, "speak_many", listening)
+    voice = VoiceShelf(engine.settings.prompts_dir, toy_codec=True).load("alan")
+    asked = replace(request(f"{TEXT} Good."), voice=voice, mode="sliding", unknown_words="spell")
+    assert engine.submit(asked).wait(10**6, timeout_sec=60)
+    assert [way for way, _ in heard] == ["spell", "spell"]
+    assert heard[0][1] is voice
+    assert len(heard[1][1].codes) == 41
+    with pytest.raises(ConfigError, match="long is 'other'"):
+        replace(asked, mode="other")
+
+
+def test_list_when_it_is_spoken_then_the_zip_holds_a_marked_wav_of_each_line(engine):
+    shelf = VoiceShelf(engine.settings.prompts_dir, toy_codec=True)
+    text = "Good morning, my friend.\n\nHow are you?||alan\n"
+    named = named_voices(text, shelf.load)
+    assert list(named) == ["alan"]
+    asked = ListRequest(text=text, voice=None, voices=named, checkpoint="toy")
+    job = engine.submit(asked)
+    assert job.wait(10**6, timeout_sec=60)
+    while not job.is_over:
+        job.wait(len(job.parts), timeout_sec=60)
+    assert (job.status, job.num_parts, sorted(part.number for part in job.parts)) == ("done", 2, [1, 3])
+    with zipfile.ZipFile(engine.save(job, "zip")) as archive:
+        assert archive.namelist() == ["0001.wav", "0003.wav"]
+        sound = soundfile.SoundFile(io.BytesIO(archive.read("0003.wav")))
+    assert sound.comment == "synthetic speech by vallex, toy (toy weights: what you hear is noise)"
+    assert file_name(job, "zip") == "Good-morning-my-friend-How-are-you-alan_toy_seed-0.zip"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "Hi.\nHi.||../alan",
+            r"because 1 of 2 lines .* line 2: voice '../alan' is not saved",
+        ),
+        ("Hi.|Hello.|alan", "line 1: 'Hello.': a saved voice knows what it says"),
+        ("a|b|c|d\n||alan", "line 1: it has 4 columns.*line 2: it has no text"),
+        ("Hi.\n…\n[EN]Hi.", "line 2: nothing to say in '…'.*line 3: .* is not closed"),
+        ("Hi.\n" * 201, "the list has 201 lines; at most 200 are taken"),
+        ("a" * 20_001, "20001 characters; at most 20000 are taken"),
+        (" \n", "nothing to say yet"),
+    ],
+)
+def test_list_when_lines_are_faulty_then_all_are_told_before_it_waits(engine, text, said):
+    shelf = VoiceShelf(engine.settings.prompts_dir, toy_codec=True)
+    with pytest.raises((ListError, TextError), match=said):
+        engine.submit(
+            ListRequest(text=text, voice=None, voices=named_voices(text, shelf.load), checkpoint="toy")
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lines"),
+    [
+        ("a.txt", "\ufeffHi.\r\nHow are you?||alan\n", "Hi.\nHow are you?||alan"),
+        ("a.csv", 'Hi.\n\n"One, two,\nthree",,alan\n', "Hi.\nOne, two, three\t\talan"),
+    ],
+)
+def test_list_when_it_comes_as_a_file_then_its_lines_are_those_that_are_typed(tmp_path, name, content, lines):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert listed_texts(str(tmp_path / name)) == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.txt", b"Gr\xfcezi", "a.txt: not UTF-8 text; save it as UTF-8"),
+        ("a.csv", b'"open', "a.csv: not a csv that can be read"),
+        ("a.tsv", b"x" * 80_001, "a.tsv: 80001 bytes; at most 80000 are taken"),
+    ],
+)
+def test_list_when_its_file_is_none_then_it_is_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ListError, match=said):
+        listed_texts(str(tmp_path / name))
+
+
+def test_recording_when_it_is_spoken_on_from_then_its_beginning_is_kept(engine):
+    recording = next(iter(sorted(SAMPLE.rglob("*.wav"))))
+    with pytest.raises(PromptError, match=r"^the recording: its first 9 s .* keep 0.5 to 1.9 s of it$"):
+        engine.beginning(recording, 9)
+    asked = {"checkpoint": "toy", "beginning": engine.beginning(recording, 1.0)}
+    job = engine.submit(ContinueRequest(text="The judge enjoyed a cup of ginger tea.", **asked))
+    assert job.wait(10**6, timeout_sec=60)
+    assert (job.status, job.num_parts, len(job.parts)) == ("done", 1, 1)
+    assert job.seconds > 1.0
+
+
+def test_speech_when_more_is_kept_than_allowed_then_the_oldest_goes(settings_of, monkeypatch):
+    engine = Engine(settings_of())
+    monkeypatch.setattr(Engine, "_speak", lambda self, job: None)
+    monkeypatch.setattr(engines, "_KEPT_SEC", 3.0)
+    jobs = [engine.submit(request()) for _ in range(3)]
+    assert jobs[2].wait(10**6, timeout_sec=30)
+    for job in jobs:
+        job.add(Part(text="", pcm=bytes(2 * 24000 * 2), ended="eos", seed=0, unsaid=()))
+    path = engine.save(jobs[0])
+    engine.submit(request())
+    assert [engine.find(job.token) is not None for job in jobs] == [False, False, True]
+    assert not path.exists()

@@ -8,6 +8,7 @@ is compared across processes is compared as a share of that product, which is ti
 
 import argparse
 import json
+import multiprocessing
 import tempfile
 import threading
 import time
@@ -26,7 +27,7 @@ from finetune.display import Display
 from finetune.processes import Processes
 from finetune.stepping import take_step
 from finetune.trainer import set_up_stage
-from vallex.model.checkpoint import RELEASED_SIZES
+from vallex.model.checkpoint import RELEASED_SIZES, load_model, save_model
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
 from vallex.text import TextCollator
@@ -104,6 +105,11 @@ def draw_utterances(share: float) -> list[Utterance]:
     ]
 
 
+def write_model(path: Path) -> None:
+    """A file like the released one, with random weights."""
+    save_model(VALLE(ModelConfig(**RELEASED_SIZES)), path, format="released")
+
+
 def measure(stage: str, overrides: list[str], *, share: float, num_steps: int) -> dict:
     """The fastest of the steps after the first, and the memory that they took."""
     config = resolve_config("small", ["max_batch_sec=20", f"max_steps={num_steps}", *overrides])
@@ -114,9 +120,13 @@ def measure(stage: str, overrides: list[str], *, share: float, num_steps: int) -
     with tempfile.TemporaryDirectory() as name:
         data = load_prepared(write_codes_set(Path(name), {"train": clips, "valid": clips[:1]}))
         run = SimpleNamespace(path=Path(name), load_state=lambda stage: None)
-        trainer = set_up_stage(
-            stage, config, VALLE(ModelConfig(**RELEASED_SIZES)), data, run, Display(), Processes()
-        )
+        # by another process, so that this one has a model as a run has it: from a file
+        path = Path(name) / "model.pt"
+        writer = multiprocessing.get_context("spawn").Process(target=write_model, args=[path])
+        writer.start()
+        writer.join()
+        model = load_model(path)
+        trainer = set_up_stage(stage, config, model, data, run, Display(), Processes())
     watch = Stopwatch()
     watch.around(trainer.model, "forward", "passes")
     watch.around(trainer.accelerator, "backward", "passes")

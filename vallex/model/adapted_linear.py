@@ -8,7 +8,6 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 
 class AdaptedLinear(lora.Linear):
@@ -34,11 +33,13 @@ class _AdaptedProduct(torch.autograd.Function):
             x = x.to(torch.get_autocast_dtype(device))
         rows = x.flatten(0, -2)
         low = rows @ down.to(x.dtype).t()
-        out = F.linear(rows, weight.to(x.dtype), bias.to(x.dtype))
-        out.addmm_(low, up.to(x.dtype).t(), alpha=scale)
+        # no view is returned: what comes next may write over it
+        out = x.new_empty(*x.shape[:-1], len(weight))
+        torch.addmm(bias.to(x.dtype), rows, weight.to(x.dtype).t(), out=out.view(-1, len(weight)))
+        out.view(-1, len(weight)).addmm_(low, up.to(x.dtype).t(), alpha=scale)
         ctx.scale, ctx.shape = scale, x.shape
         ctx.save_for_backward(rows, low, weight, down, up)
-        return out.unflatten(0, x.shape[:-1])
+        return out
 
     @staticmethod
     @once_differentiable

@@ -29,6 +29,8 @@ from vallex.model.unpickle import Inert, read_torch_file
 
 FORMATS = ("safetensors", "released")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+ALIGNMENT = 64
+"""Bytes to which PyTorch lays its own tensors, and torch.save those of a file."""
 RELEASED_SIZES = {
     "d_model": 1024,
     "num_heads": 16,
@@ -327,14 +329,22 @@ def _build(path: Path, config: ModelConfig, tensors: dict[str, Tensor], as_mappe
             f"{path}: it is recorded as having tied heads, but they differ from the embeddings"
         )
     if not as_mapped:
-        # Copied, because a tensor lies in a safetensors file wherever the length of its header puts it, and
-        # the last bits of a matrix product follow the address: a run's name would change its losses.
-        tensors = {n: value.to(expected[n].dtype, copy=True) for n, value in tensors.items()}
+        tensors = {n: _aligned(value.to(expected[n].dtype)) for n, value in tensors.items()}
     state = {from_released_name(name): value.contiguous() for name, value in tensors.items()}
     model.load_state_dict(state, strict=True, assign=True)
     if model.nar is not None and config.share_embedding:
         model.nar.tie_heads()
     return model
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Itself, in the mapped file, where it lies as PyTorch would lay it; else a copy.
+
+    A half that is not used is so never read. In a safetensors file a tensor lies wherever the length of the
+    header puts it, and the last bits of a matrix product follow the address: a run's name would change its
+    losses.
+    """
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
 
 
 def recorded_heads(extras: dict) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vallex.model.dropout import Dropout, attention, relu_dropout
+from vallex.model.dropout import Dropout, add_dropped, attention, relu_dropout
 
 
 class KVCache:
@@ -137,9 +137,10 @@ class DecoderLayer(nn.Module):
         first_wanted: int = 0,
     ) -> Tensor:
         attended = self.self_attn(self.norm1(x, *condition), mask, cache, first_wanted)
-        x = x[:, first_wanted:] + self.dropout(attended)
-        hidden = relu_dropout(self.linear1(self.norm2(x, *condition)), self.dropout.current_rate)
-        return x + self.dropout(self.linear2(hidden))
+        rate = self.dropout.current_rate
+        x = add_dropped(x[:, first_wanted:], attended, rate)
+        hidden = relu_dropout(self.linear1(self.norm2(x, *condition)), rate)
+        return add_dropped(x, self.linear2(hidden), rate)
 
 
 class Decoder(nn.Module):

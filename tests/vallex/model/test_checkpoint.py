@@ -424,3 +424,20 @@ def test_save_model_over_the_file_that_it_was_loaded_from_keeps_the_weights(buil
     for name, tensor in before.items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("format", ["released", "safetensors"])
+def test_load_model_then_weights_are_aligned_and_training_leaves_the_file(build_model, tmp_path, format):
+    path = tmp_path / ("model.pt" if format == "released" else "model.safetensors")
+    save_model(build_model(), path, format=format, force=True)
+    written = path.read_bytes()
+    model = vallex.load_model(path)
+    # the last bits of a matrix product follow the address, which must not come from a file's header
+    assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert path.read_bytes() == written
+    loaded_again = vallex.load_model(path)
+    for changed, parameter in zip(model.parameters(), loaded_again.parameters(), strict=True):
+        assert torch.equal(changed, parameter + 1.0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vallex.model.dropout import Dropout, attention, relu_dropout
+from vallex.model.dropout import Dropout, add_dropped, attention, relu_dropout
 
 RATE = 0.3
 
@@ -63,9 +63,25 @@ def test_relu_dropout_when_differentiated_then_equals_the_two_after_one_another(
     x, upstream = torch.randn(7, 9), torch.randn(7, 9)
     factors = drawn_factors(x.shape)
     torch.manual_seed(0)
-    out, grad = gradients(lambda x: relu_dropout(x, RATE), [x], upstream)
+    out, grad = gradients(lambda x: relu_dropout(x.clone(), RATE), [x], upstream)
     torch.testing.assert_close(out, x.relu() * factors)
     torch.testing.assert_close(grad, upstream * factors * (x > 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_add_dropped_when_differentiated_then_equals_dropout_and_sum(dtype):
+    x, upstream, branch = torch.randn(7, 9), torch.randn(7, 9), torch.randn(7, 9).to(dtype)
+    torch.manual_seed(0)
+    out, *grads = gradients(lambda x, branch: add_dropped(x, branch.clone(), RATE), [x, branch], upstream)
+    kept = (out - x).detach().abs() > 1e-6
+    assert 0 < int(kept.sum()) < kept.numel()
+    factors = kept / (1 - RATE)
+    assert out.dtype == torch.float32  # of the residual, under autocast too
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.05, "rtol": 0.02}
+    torch.testing.assert_close(out, x + branch.float() * factors, **tolerance)
+    torch.testing.assert_close(grads[0], upstream)
+    torch.testing.assert_close(grads[1].float(), upstream * factors, **tolerance)
+    assert torch.equal(add_dropped(x, branch, 0.0), x + branch)
 
 
 @pytest.mark.parametrize("masked", ["nothing", "columns", "pairs"])

@@ -36,7 +36,7 @@ FILES = {
 @pytest.fixture(scope="module")
 def run_dir(make_spec, make_config, tmp_path_factory):
     """A run of both stages, whose learning rate is so high that the AR's best is not its last."""
-    config = make_config(ar={"lr": 0.1, "schedule": "constant", "validate_every": 1})
+    config = make_config(ar={"lr": 0.3, "schedule": "constant", "validate_every": 1})
     spec = make_spec(tmp_path_factory.mktemp("runs"), config=config)
     assert finetune(spec, Display()).status == "done"
     return spec.runs_dir / spec.name

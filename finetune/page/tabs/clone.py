@@ -25,8 +25,10 @@ from finetune.page.tabs.outcome import (
     streaming_player,
 )
 from finetune.page.tabs.voice import VoicePanel
+from finetune.page.tabs.weights import WeightsPanel
 from finetune.page.tabs.words import Opening, connect, listed, owner_of, plain, told
 from finetune.page.voices import VoiceShelf
+from finetune.page.weights import WeightsDesk
 from vallex.inference.voices import MAX_PROMPT_SEC, MIN_PROMPT_SEC
 
 EXAMPLE_TEXTS = (
@@ -42,6 +44,7 @@ POLL_SEC = 0.25
 
 def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> Opening:
     """Adds the tab's widgets to the page that is open, and connects them."""
+    weights = WeightsPanel(WeightsDesk(engine.settings))
     with gr.Row():
         with gr.Column(min_width=320):
             voice = VoicePanel(engine, shelf)
@@ -53,14 +56,16 @@ def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> Opening:
 
     page.unload(closed)
 
+    weights.connect(speech.opened, [speech.checkpoint], speech.outputs)
+
     def opened(saved, checkpoint):
-        checkpoints = [choice.name for choice in list_choices(engine.settings)]
-        return listed(shelf.names(), saved), voice.about_voice(saved), listed(checkpoints, checkpoint)
+        voices = listed(shelf.names(), saved), voice.about_voice(saved)
+        return *voices, *speech.opened(checkpoint), *weights.opened()
 
     return Opening(
         function=opened,
         inputs=[voice.saved, speech.checkpoint],
-        outputs=[voice.saved, voice.about, speech.checkpoint],
+        outputs=[voice.saved, voice.about, *speech.outputs, *weights.outputs],
     )
 
 
@@ -74,18 +79,13 @@ class SpeechPanel:
         gr.Markdown("### What it says")
         self._build_texts()
         names = [choice.name for choice in list_choices(engine.settings)]
-        self.checkpoint = gr.Dropdown(
-            names,
-            value=next(iter(names), None),
-            label="Checkpoint",
-            info="" if names else "There is none yet: vallex download fetches the released model.",
-            elem_id="checkpoint",
-        )
+        first = next(iter(names), None)
+        self.checkpoint = gr.Dropdown(names, value=first, label="Checkpoint", elem_id="checkpoint")
         self._choices = choice_widgets(engine.settings.precision)
         with gr.Row():
             self._speak = gr.Button(
                 "Speak",
-                variant="primary",
+                variant=_variant(names),
                 scale=3,
                 min_width=140,
                 elem_id="speak",
@@ -99,6 +99,17 @@ class SpeechPanel:
         self._sound = gr.HTML(elem_id="sound", elem_classes="sound")
         self._files = gr.HTML(elem_id="downloads")
         self._connect()
+
+    @property
+    def outputs(self) -> list[gr.components.Component]:
+        """What `opened` fills."""
+        return [self.checkpoint, self._speak]
+
+    def opened(self, checkpoint: str | None) -> tuple:
+        """The checkpoints as they are now; where there is none, another button than Speak stands out."""
+        names = [choice.name for choice in list_choices(self._engine.settings)]
+        info = "" if names else "There is none yet: download the released model above, or train one."
+        return listed(names, checkpoint) | {"info": info}, gr.update(variant=_variant(names))
 
     def _build_texts(self) -> None:
         self._task = gr.Radio([TEXT, LIST, ON], value=TEXT, label="What is spoken", elem_id="task")
@@ -192,6 +203,10 @@ class SpeechPanel:
     def _stop_speaking(self, request: gr.Request):
         stopped = self._engine.cancel_all_of(owner_of(request, TAB))
         return plain("Stopping …") if stopped else gr.skip()
+
+
+def _variant(checkpoints: list[str]) -> str:
+    return "primary" if checkpoints else "secondary"
 
 
 def _shown_boxes(task: str) -> tuple:

@@ -92,7 +92,8 @@ class ComparePanel:
         """Checkpoints, voices and votes as they are now."""
         choices = [choice.name for choice in list_choices(self._engine.settings)]
         voices = [NO_VOICE, *self._shelf.names()]
-        return gr.update(choices=choices), listed(voices, voice), tally_view(self._engine)
+        info = "" if len(choices) > 1 else "There are not two to compare yet: train one in the Train tab."
+        return gr.update(choices=choices, info=info), listed(voices, voice), tally_view(self._engine)
 
     def _connect(self) -> None:
         asked = [self.names, self.voice, self._text, self._seed, self._blind]

@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,22 +61,36 @@ def settings_of(page_folder) -> Callable:
     return partial(page_settings, page_folder)
 
 
-@pytest.fixture(scope="session")
-def site(page_folder) -> Iterator[Site]:
-    """The page with toy weights and the tiny checkpoint, served on a free port."""
+@contextmanager
+def served(folder: Path, **changes) -> Iterator[Site]:
+    """A page in a folder, served on a free port; changes are fields of PageSettings."""
     import uvicorn
 
     from finetune.page.server import build_server, open_socket, served_url
 
-    settings = page_settings(page_folder)
+    settings = page_settings(folder, **changes)
     listening = open_socket(settings.host, 0)
     app = build_server(settings)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
-    yield Site(url=served_url(listening, settings.host), folder=page_folder, engine=app.state.engine)
+    yield Site(url=served_url(listening, settings.host), folder=folder, engine=app.state.engine)
     server.should_exit = True
     thread.join(timeout=20)
+
+
+@pytest.fixture(scope="session")
+def site(page_folder) -> Iterator[Site]:
+    """The page with toy weights and the tiny checkpoint."""
+    with served(page_folder) as site:
+        yield site
+
+
+@pytest.fixture
+def bare_site(tmp_path) -> Iterator[Site]:
+    """The page as it is at first: no weights at all, and no toy ones."""
+    with served(tmp_path, offline_toy=False) as site:
+        yield site
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +163,7 @@ def open_page(chromium, site):
     """Opens the page in a browser of its own; the test fails where one complained."""
     complaints, contexts = Complaints(), []
 
-    def opened(width: int = 1280, dark: bool = False, expected: str = ""):
+    def opened(width: int = 1280, dark: bool = False, expected: str = "", url: str = site.url):
         complaints.expected = expected
         context = chromium.new_context(
             viewport={"width": width, "height": 900},
@@ -159,8 +174,8 @@ def open_page(chromium, site):
         context.set_default_timeout(60_000)
         contexts.append(context)
         tab = context.new_page()
-        complaints.watch(tab, site.url)
-        tab.goto(site.url)
+        complaints.watch(tab, url)
+        tab.goto(url)
         tab.locator("html[data-ready]").wait_for()
         return tab
 

@@ -2,13 +2,21 @@
 
 import io
 import re
+import shutil
+import threading
 import wave
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 import soundfile
 from hands import begin_to_speak, choose, choose_recording, downloaded, downloaded_file, outcome, speak, write
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format, *args): ...
 
 
 def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page):
@@ -148,6 +156,38 @@ def test_clone_when_a_file_is_no_recording_then_it_says_so(open_page, tmp_path, 
     choose_recording(tab)
     tab.locator("#recording input[type=file]").set_input_files(tmp_path / name)
     tab.get_by_text(said).wait_for()
+
+
+def test_clone_when_there_are_no_weights_then_it_offers_them_and_fetches_them(
+    open_page, bare_site, shared, tmp_path, monkeypatch
+):
+    (tmp_path / "Plachta/VALL-E-X/resolve/main").mkdir(parents=True)
+    hub = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.server_port}")
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    tab = open_page(url=bare_site.url)
+    assert tab.locator("#missing input").evaluate_all("all => all.map(one => one.checked)") == [
+        *(True, True, True, False, False)
+    ]
+    tab.get_by_text("The released VALL-E X model (1,482 MB, MIT)").wait_for()
+    tab.locator("#speak.secondary").wait_for()
+    for name in ("EnCodec", "Vocos"):
+        tab.locator("#missing").get_by_label(re.compile(name)).uncheck()
+    fetch = tab.get_by_role("button", name="Download", exact=True)
+    fetch.click()
+    tab.locator("#weights-status .bad").get_by_text("Is this machine connected").wait_for()
+    assert "vallex-checkpoint.pt" in tab.locator("#weights-status details").text_content()
+    shutil.copyfile(
+        shared / "reference" / "tiny_released.pt",
+        tmp_path / "Plachta/VALL-E-X/resolve/main/vallex-checkpoint.pt",
+    )
+    fetch.click()
+    tab.locator("#weights-status .good").get_by_text("It is here now").wait_for()
+    hub.shutdown()
+    hub.server_close()
+    tab.wait_for_function("document.querySelector('#checkpoint input').value === 'released'")
+    tab.wait_for_function("document.querySelectorAll('#missing input').length === 4")
+    tab.locator("#speak.primary").wait_for()
 
 
 def test_clone_when_two_pages_speak_at_once_then_each_hears_its_own(open_page):

@@ -27,6 +27,7 @@ from finetune.page.tabs.choices import Choices
 from finetune.page.tabs.outcome import file_name, outcome_view, stopping_line
 from finetune.page.tabs.voice import SAMPLE
 from finetune.page.voices import VoiceShelf
+from finetune.page.weights import WeightsDesk
 from vallex.errors import CheckpointError, ConfigError, ListError, PromptError, TextError, WeightsError
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.model.adapter import AdapterSettings, add_adapter, fingerprint_of, save_adapter
@@ -423,3 +424,33 @@ def test_speech_when_more_is_kept_than_allowed_then_the_oldest_goes(settings_of,
     engine.submit(request())
     assert [engine.find(job.token) is not None for job in jobs] == [False, False, True]
     assert not path.exists()
+
+
+def test_weights_when_they_are_fetched_then_one_download_is_joined_and_can_be_stopped(tmp_path, monkeypatch):
+    desk = WeightsDesk(PageSettings(checkpoints_dir=tmp_path))
+    asked, gate = [], threading.Event()
+
+    def fetching(files, folder, *, mirror, on_progress):
+        asked.append(([file.name for file in files], folder, mirror))
+        on_progress(files[0], 10, None)
+        gate.wait(30)
+        on_progress(files[0], 20, 100)
+
+    monkeypatch.setattr("finetune.page.weights.fetch", fetching)
+    task, is_own = desk.task(["checkpoint"], "http://localhost")
+    again, is_own_too = desk.task(["codec"])
+    assert (again is task, is_own, is_own_too) == (True, True, False)
+    assert desk.stop()
+    gate.set()
+    assert task.wait(30)
+    assert (task.is_stopped, task.error, desk.stop()) == (True, None, False)
+    assert asked == [(["vallex-checkpoint.pt"], tmp_path, "http://localhost")]
+
+
+def test_weights_when_others_can_reach_the_page_then_they_name_no_address(tmp_path):
+    away = PageSettings(host="0.0.0.0", password="p", api_key="k", checkpoints_dir=tmp_path)
+    with pytest.raises(ConfigError, match="a mirror can be given on the machine that serves the page"):
+        WeightsDesk(away).task(["codec"], "http://10.0.0.1")
+    with pytest.raises(ConfigError, match="choose what to fetch; not here are asr, checkpoint, codec, speak"):
+        WeightsDesk(away).task(["../codec"])
+    assert WeightsDesk(PageSettings(checkpoints_dir=tmp_path, offline_toy=True)).missing() == []

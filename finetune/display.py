@@ -11,6 +11,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from finetune.progress import ProgressFile
+
 
 class Display:
     """Shows nothing. The methods are what a run tells."""
@@ -45,6 +47,7 @@ class RichDisplay(Display):
 
     def __init__(self, console: Console):
         self._console = console
+        self._file = ProgressFile()
         self._progress: Progress | None = None
         self._task = None
 
@@ -97,6 +100,7 @@ class RichDisplay(Display):
         tasks = {task.description: task.id for task in self._progress.tasks}
         task = tasks[what] if what in tasks else self._progress.add_task(what, total=total)
         self._progress.update(task, completed=done)
+        self._file.tell(what, done, total)
 
     def scoring_ended(self) -> None:
         self.stage_ended()

@@ -8,7 +8,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-CHECKPOINTS_DIR = Path("checkpoints")
+CHECKPOINTS_VARIABLE = "VALLEX_CHECKPOINTS"
+CHECKPOINTS_DIR = Path(os.environ.get(CHECKPOINTS_VARIABLE) or "checkpoints")
+"""The folder of weights, where no other is asked for."""
 HUB = "https://huggingface.co"
 ENCODEC_HOST = "https://dl.fbaipublicfiles.com"
 DEFAULT_COMPONENTS = ("checkpoint", "codec", "vocoder")

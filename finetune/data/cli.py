@@ -122,6 +122,9 @@ def bars(console) -> Iterator[Callable[[str, int, int], None]]:
     """A bar with time left for each thing that is being done; nothing where there is no terminal."""
     from rich.progress import Progress
 
+    from finetune.progress import ProgressFile
+
+    file = ProgressFile()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = {}
 
@@ -129,6 +132,7 @@ def bars(console) -> Iterator[Callable[[str, int, int], None]]:
             if what not in tasks:
                 tasks[what] = progress.add_task(what)
             progress.update(tasks[what], completed=done, total=total)
+            file.tell(what, done, total)
 
         yield show
 

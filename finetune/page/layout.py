@@ -43,6 +43,14 @@ HEAD = """<meta name="color-scheme" content="light dark"><meta name="referrer" c
     if (event.key !== "Escape" || event.target.matches("[aria-expanded=true], [role=listbox] *")) return;
     press("button.ends-work");
   }, true);
+  // a file of a folder is sent under its place in the folder, which only its name can tell
+  document.addEventListener("change", (event) => {
+    if (!event.target.matches?.("#data-folder input[type=file]")) return;
+    const named = new DataTransfer();
+    for (const file of event.target.files)
+      named.items.add(new File([file], file.webkitRelativePath || file.name, { type: file.type }));
+    event.target.files = named.files;
+  }, true);
 </script>"""
 READY = "() => { document.documentElement.dataset.ready = 'yes' }"
 CSS = """
@@ -54,6 +62,8 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
 .status .good { color: #15803d; } .dark .status .good { color: #86efac; }
 .note { opacity: .85; font-size: .92em; }
 .toy { border: 1px solid #ca8a04; border-radius: 8px; padding: .4em .8em; margin: .3em 0; }
+.status + progress { width: 100%; accent-color: #c2410c; }
+.printed pre { overflow-x: auto; font-size: .85em; } .printed summary { cursor: pointer; }
 .player audio { width: 100%; }
 .downloads { display: flex; flex-wrap: wrap; align-items: center; gap: .6em; }
 .downloads a { padding: .45em 1.1em; border-radius: 8px; font-weight: 600; text-decoration: none;
@@ -101,9 +111,9 @@ def build_page(engine: Engine, shelf: VoiceShelf, published: Published) -> gr.Bl
                 data_place = gr.Column()
             with gr.Tab("Train", id="train") as train_tab:
                 desk = TrainingDesk(engine.settings)
-                prepared, openings[train_tab] = train.build(engine, desk, published)
+                prepared, openings[train_tab] = train.build(page, engine, desk, published)
             with data_place:
-                openings[data_tab] = data.build(engine, DataDesk(engine.settings, engine), prepared)
+                openings[data_tab] = data.build(engine, DataDesk(engine.settings), published, prepared)
             with gr.Tab("Results", id="results") as results_tab:
                 ResultsPanel(results_tab, engine, published)
         _bring_up_to_date(page, list(openings.values()))

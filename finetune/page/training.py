@@ -4,41 +4,47 @@ The page can be closed, and its server with it: the run goes on, and is found ag
 is given are settings that `resolve_config` knows, as arguments of `vallex finetune`; no shell sees them.
 """
 
-import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from finetune.config import FinetuneConfig, from_dict, preset_stages, resolve_config
+from finetune.config import FinetuneConfig, changed_config, from_dict, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, plan_epoch
 from finetune.data.prepared import load_prepared, read_info
 from finetune.log.curves import read_lines
 from finetune.page.checkpoints import TOY, find_choice
 from finetune.page.datasets import prepared_sets
+from finetune.page.jobs import Jobs, alive, child_environment
 from finetune.page.published import sounds_of
 from finetune.page.settings import PageSettings
 from finetune.results import RunResult, list_runs, metric, read_config, read_result
 from vallex.errors import ConfigError, DataError, RunError, VallexError
-from vallex.files import atomic_write
 from vallex.model.runs import is_run_folder
 
-STARTING, RUNNING = "starting", "running"
+STARTING, RUNNING, SCORING = "starting", "running", "scoring"
 STAGE_CHOICES = ("preset", "both", "ar", "nar")
-_LOGS = ".started"  # beside the runs; a folder with a dot is none
-_LOG_TAIL_BYTES = 4000
+STARTED_FOLDER = ".started"  # beside the runs; a folder with a dot is none
 _PLAN_SEC = 600
+_PLAN_POLL_SEC = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainForm:
-    """What a person chose. overrides: `key=value`, as --set takes them; stage: of STAGE_CHOICES."""
+    """What a person chose.
+
+    stage: of STAGE_CHOICES
+    overrides: `key=value`, as --set takes them
+    languages: `code=source`, as --add-language takes them
+    resume_from: a stopped run whose state this one goes on from; prepared, preset and init are then its own
+    """
 
     name: str
     prepared: str
@@ -46,6 +52,9 @@ class TrainForm:
     init: str
     stage: str = "preset"
     overrides: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    resume_from: str = ""
+    num_processes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +71,7 @@ class RunState:
 
     result is None while it has not got that far; seconds_left is None where it is not known
     samples: what it has spoken so far, by where it was then, the newest first
+    scored: how far the scoring at the end is
     """
 
     name: str
@@ -72,10 +82,16 @@ class RunState:
     seconds_left: float | None
     log_tail: str
     samples: dict[str, list[Path]]
+    scored: str = ""
 
     @property
     def is_going(self) -> bool:
-        return self.status in (STARTING, RUNNING)
+        return self.status in (STARTING, RUNNING, SCORING)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is something to resume."""
+        return self.result is not None and not self.is_going and self.status != "done"
 
 
 class TrainingDesk:
@@ -84,7 +100,7 @@ class TrainingDesk:
     def __init__(self, settings: PageSettings):
         self._settings = settings
         self._runs = settings.runs_dir
-        self._children: list[subprocess.Popen] = []
+        self._jobs = Jobs(settings.runs_dir / STARTED_FOLDER, settings)
         self._planned: dict[tuple, dict[str, int]] = {}
 
     def prepared_sets(self) -> list[str]:
@@ -94,57 +110,77 @@ class TrainingDesk:
     def names(self) -> list[str]:
         """All runs, those that just begin too, the newest first."""
         results = [result.name for result in list_runs(self._runs).results][::-1]
-        begun = [path.stem for path in sorted((self._runs / _LOGS).glob("*.json"))]
-        return [name for name in begun if name not in results and self._process(name)] + results
+        return [name for name in self._jobs.running() if name not in results] + results
+
+    def with_state(self) -> list[str]:
+        """The runs that have saved a state which another could go on from."""
+        return [name for name in self.names() if any((self._runs / name).glob("state-*.pt"))]
 
     def plan(self, form: TrainForm) -> Plan:
         """What a form would do; every fault of it that can be told before weights are loaded."""
         self._checked(form)
         info = read_info(self._prepared(form.prepared))
-        return Plan(
-            num_train=info.num_train,
-            num_valid=info.num_valid,
-        )
+        return Plan(num_train=info.num_train, num_valid=info.num_valid)
 
-    def measure(self, form: TrainForm) -> list[str]:
+    def measure(self, form: TrainForm) -> Iterator[list[str]]:
         """What each stage would take in time and memory, a line each: `vallex finetune --plan` measures it.
 
+        Yields nothing yet, now and then, and at last the lines; where it is closed, the measuring ends.
         Errors: as `plan`; ConfigError with what the command says where it fails
         """
-        command = [sys.executable, "-m", "finetune.cli", *self._arguments(form), "--plan"]
-        try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_PLAN_SEC,
-                env=os.environ | {"COLUMNS": "500"},
-                check=False,
+        if form.resume_from:
+            raise ConfigError(
+                "what goes on from another run's state takes what that run took; it is not measured"
             )
-        except subprocess.TimeoutExpired as error:
-            raise ConfigError(f"not measured in {_PLAN_SEC} s; start it, and see its first steps") from error
-        if done.returncode:
-            raise ConfigError(done.stderr.strip().removeprefix("vallex: ") or "the plan failed")
-        return re.findall(r"^N?AR: \d+ steps on .*$", done.stdout, re.MULTILINE)
+        command = [sys.executable, "-m", "finetune.cli", *self._arguments(form), "--plan"]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=child_environment(self._settings) | {"COLUMNS": "500"},
+        ) as child:
+            try:
+                deadline = time.monotonic() + _PLAN_SEC
+                while child.poll() is None:
+                    if time.monotonic() > deadline:
+                        raise ConfigError(f"not measured in {_PLAN_SEC} s; start it, and see its first steps")
+                    yield []
+                    time.sleep(_PLAN_POLL_SEC)
+                said, complaint = child.communicate()
+            finally:
+                child.kill()
+        if child.returncode:
+            raise ConfigError(complaint.strip().removeprefix("vallex: ") or "the plan failed")
+        yield re.findall(r"^N?AR: \d+ steps on .*$", said, re.MULTILINE)
 
     def start(self, form: TrainForm) -> None:
         """Starts a run in a process of its own. Errors: as `plan`; RunError where its name is taken."""
         arguments = self._arguments(form)
-        path = self._runs / form.name
-        if path.exists() or self._process(form.name):
+        if not form.resume_from:
+            self.plan(form)
+        if (self._runs / form.name).exists():
             raise RunError(f"run {form.name!r}: there is one of this name; take another, or resume it")
-        self._launch(form.name, arguments)
+        self._jobs.begin(form.name, arguments)
 
     def _arguments(self, form: TrainForm) -> list[str]:
         """What `vallex` is given for a form. Errors: as `plan`."""
+        changes = [part for override in form.overrides for part in ("--set", override)]
+        where = ["--name", form.name, "--runs", str(self._runs)]
+        if form.resume_from:
+            self._check_branch(form)
+            return ["finetune", "--resume-from", form.resume_from, *where, *changes, *self._toy()]
         _, stages, init = self._checked(form)
         arguments = ["finetune", str(self._prepared(form.prepared)), "--preset", form.preset]
-        arguments += ["--stage", "both" if len(stages) == 2 else stages[0]]
-        arguments += ["--name", form.name, "--runs", str(self._runs)]
+        arguments += ["--stage", "both" if len(stages) == 2 else stages[0], *where]
         arguments += [] if init is None else ["--init", str(init)]
-        arguments += [part for override in form.overrides for part in ("--set", override)]
-        return arguments + (["--offline-toy"] if self._settings.offline_toy else [])
+        arguments += [part for language in form.languages for part in ("--add-language", language)]
+        arguments += ["--processes", str(form.num_processes)] if form.num_processes > 1 else []
+        return [*arguments, *changes, *self._toy()]
+
+    def _toy(self) -> list[str]:
+        return ["--offline-toy"] if self._settings.offline_toy else []
 
     def resume(self, name: str) -> None:
         """Goes on with a run that was stopped."""
@@ -153,24 +189,23 @@ class TrainingDesk:
             raise RunError(f"run {name!r}: it is {state.status} already")
         if state.status == "done":
             raise RunError(f"run {name!r}: it is done; begin another one from it")
-        self._launch(name, ["finetune", "--resume", "--name", name, "--runs", str(self._runs)])
+        self._jobs.begin(name, ["finetune", "--resume", "--name", name, "--runs", str(self._runs)])
 
     def stop(self, name: str) -> None:
         """Asks a run to save and end; where it has not begun to train, it just ends."""
         state = self.state(name)
         if not state.is_going:
             raise RunError(f"run {name!r}: it is {state.status}, there is nothing to stop")
-        process = self._process(name) or self._recorded(state.result)
+        process = self._jobs.process(name) or self._recorded(state.result)
         if process is None:
             raise RunError(f"run {name!r}: its process runs on another machine; stop it there")
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
 
     def state(self, name: str) -> RunState:
         """How a run stands; RunError where there is none of this name."""
-        self._children = [child for child in self._children if child.poll() is None]
         path = self._folder(name)
-        process = self._process(name)
-        log_tail = self._log_tail(name)
+        process = self._jobs.process(name)
+        log_tail = self._jobs.log_tail(name)
         try:
             result = read_result(path) if is_run_folder(path) else None
         except RunError:
@@ -178,10 +213,9 @@ class TrainingDesk:
                 raise
             result = None
         if result is None:
-            status = STARTING if process else "failed"
             return RunState(
                 name=name,
-                status=status,
+                status=STARTING if process else "failed",
                 result=None,
                 lines=[],
                 steps={},
@@ -189,26 +223,32 @@ class TrainingDesk:
                 log_tail=log_tail,
                 samples={},
             )
-        status = result.status
+        status, job = result.status, self._jobs.find(name)
         if process and status != RUNNING and process.pid != (result.process or {}).get("pid"):
             status = STARTING  # another process goes on with it, and has not said so yet
+        elif process and status == "done":
+            status = SCORING
         lines = list(read_lines(path / "metrics.jsonl"))
         steps = self._run_steps(path)
-        left = _seconds_left(result, lines, steps) if status == RUNNING else None
         return RunState(
             name=name,
             status=status,
             result=result,
             lines=lines,
             steps=steps,
-            seconds_left=left,
+            seconds_left=_seconds_left(result, lines, steps) if status == RUNNING else None,
             log_tail=log_tail,
             samples={name: own for name, own in sounds_of(path).items() if not name.startswith("evaluation")},
+            scored=f"{job.what}, {job.done} of {job.total}" if status == SCORING and job and job.what else "",
         )
 
+    def _check_branch(self, form: TrainForm) -> None:
+        _check_name(form.name)
+        source = self._folder(form.resume_from)
+        changed_config(from_dict(read_config(source)["settings"]), form.overrides)
+
     def _checked(self, form: TrainForm) -> tuple[FinetuneConfig, tuple[str, ...], Path | None]:
-        if not re.fullmatch(r"\w[\w. -]{0,80}", form.name):
-            raise ConfigError(f"run name {form.name!r}: use letters, digits, '_', '-', '.' and spaces")
+        _check_name(form.name)
         if form.stage not in STAGE_CHOICES:
             raise ConfigError(f"stage {form.stage!r} is not one of {', '.join(STAGE_CHOICES)}")
         config = resolve_config(form.preset, form.overrides)
@@ -223,47 +263,13 @@ class TrainingDesk:
         return self._settings.data_dir / name
 
     def _folder(self, name: str) -> Path:
-        if name not in self.names() and not (self._runs / _LOGS / f"{Path(name).name}.log").is_file():
+        if name not in self.names() and name not in self._jobs.names():
             raise RunError(f"run {name!r}: there is none of this name")
         return self._runs / Path(name).name
 
-    def _launch(self, name: str, arguments: list[str]) -> None:
-        logs = self._runs / _LOGS
-        logs.mkdir(parents=True, exist_ok=True)
-        with (logs / f"{name}.log").open("wb") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "finetune.cli", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # it outlives the page
-                env=os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "100"},
-            )
-        self._children.append(child)
-        who = {"pid": child.pid, "start": psutil.Process(child.pid).create_time()}
-        with atomic_write(logs / f"{name}.json") as temporary:
-            temporary.write_text(json.dumps(who), encoding="utf-8")
-
-    def _process(self, name: str) -> psutil.Process | None:
-        """The process that this page, or one before it, started for a run, if it still runs."""
-        try:
-            who = json.loads((self._runs / _LOGS / f"{name}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        return _alive(who)
-
     def _recorded(self, result: RunResult | None) -> psutil.Process | None:
         who = (result.process or {}) if result else {}
-        return _alive(who) if who.get("host") == os.uname().nodename else None
-
-    def _log_tail(self, name: str) -> str:
-        try:
-            with (self._runs / _LOGS / f"{name}.log").open("rb") as file:
-                file.seek(0, os.SEEK_END)
-                file.seek(max(file.tell() - _LOG_TAIL_BYTES, 0))
-                return file.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
+        return alive(who) if who.get("host") == os.uname().nodename else None
 
     def _run_steps(self, path: Path) -> dict[str, int]:
         key = (path, (path / "config.json").stat().st_mtime_ns)
@@ -291,6 +297,11 @@ class TrainingDesk:
         return steps
 
 
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"\w[\w. -]{0,80}", name):
+        raise ConfigError(f"run name {name!r}: use letters, digits, '_', '-', '.' and spaces")
+
+
 def _seconds_left(result: RunResult, lines: list[dict], steps: dict[str, int]) -> float | None:
     """From the pace so far; a stage that has not begun is taken to go as fast as this one."""
     done = {
@@ -303,15 +314,6 @@ def _seconds_left(result: RunResult, lines: list[dict], steps: dict[str, int]) -
     finished = {phase.phase for phase in result.phases if phase.status == "done"}
     left = sum(total - done[stage] for stage, total in steps.items() if stage not in finished)
     return spent / sum(done.values()) * left if sum(done.values()) and spent else None
-
-
-def _alive(who: dict) -> psutil.Process | None:
-    try:
-        process = psutil.Process(int(who["pid"]))
-        same = abs(process.create_time() - float(who["start"])) < 2.0
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return None
 
 
 def loss_of(metrics: dict | None) -> str:

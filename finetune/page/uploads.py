@@ -41,9 +41,12 @@ def check_name(name: str) -> str:
     return name
 
 
-def take_files(paths: Sequence[Path], data_dir: Path, name: str) -> tuple[Path, int]:
+def take_files(
+    paths: Sequence[Path], data_dir: Path, name: str, places: Sequence[str] | None = None
+) -> tuple[Path, int]:
     """Files that were sent, or one zip, as the new folder `name`; returns it and how many files it has.
 
+    places: what the files are called in the folder that was sent; None for loose ones
     errors: DataError for a name that is taken, or no name; for a file of another kind, sent twice, or too
         large; for a zip that is damaged, too large, or would write elsewhere. Nothing is left behind then
     """
@@ -58,30 +61,40 @@ def take_files(paths: Sequence[Path], data_dir: Path, name: str) -> tuple[Path, 
         if len(paths) == 1 and paths[0].suffix.lower() == ".zip":
             num_files = _unpack(paths[0], building)
         else:
-            num_files = _copy(paths, building)
+            num_files = _copy(paths, places or [path.name for path in paths], building)
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return target, num_files
 
 
-def _copy(paths: Sequence[Path], folder: Path) -> int:
+def inside(places: Sequence[str]) -> tuple[str, list[str]]:
+    """The name of a folder that was sent, and what its files are called in it."""
+    roots = {place.partition("/")[0] for place in places}
+    if len(roots) != 1 or not all("/" in place for place in places):
+        return "", list(places)
+    return roots.pop(), [place.partition("/")[2] for place in places]
+
+
+def _copy(paths: Sequence[Path], places: Sequence[str], folder: Path) -> int:
     if len(paths) > MAX_FILES:
         raise DataError(f"{len(paths)} files were sent; at most {MAX_FILES} are taken")
     num_files, left = 0, MAX_UNPACKED_MB * 1_000_000
-    for path in paths:
-        place = _place(path.name, folder)
+    for path, name in zip(paths, places, strict=True):
+        place = _place(name, folder)
         if place is None:
             continue
         if place.exists():
-            raise DataError(f"{path.name!r} was sent twice; give the files names of their own, or send a zip")
+            raise DataError(f"{name!r} was sent twice; give the files names of their own, or send a zip")
         num_bytes = path.stat().st_size
         if num_bytes > _most_bytes(place, left):
-            raise DataError(f"{path.name!r} goes over what is allowed ({_ALLOWED})")
+            raise DataError(f"{name!r} goes over what is allowed ({_ALLOWED})")
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, place)
         left -= num_bytes
         num_files += 1
+    if not num_files:
+        raise DataError("there is no recording and no text among what was sent")
     return num_files
 
 

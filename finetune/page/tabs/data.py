@@ -1,54 +1,97 @@
 """The tab in which recordings become a prepared set: upload, import, doctor, transcripts, prepare."""
 
 import html
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import gradio as gr
 
-from finetune.page.datasets import DataDesk, Task, prepared_sets
+from finetune.page.datasets import (
+    DOCTOR,
+    IMPORT,
+    IMPORT_CHOICES,
+    PREPARE,
+    SPLIT_CHOICES,
+    DataDesk,
+    DataForm,
+    prepared_sets,
+)
 from finetune.page.engine import Engine
+from finetune.page.jobs import DONE, FAILED, RUNNING, Job
+from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB
+from finetune.page.tabs.texts import TextPanel
 from finetune.page.tabs.voice import LANGUAGES
-from finetune.page.tabs.words import Opening, connect, empty, good, listed, plain, told
-from finetune.page.uploads import AUDIO_SUFFIXES, TEXT_SUFFIXES, take_files
+from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, progress_line, told
+from finetune.page.uploads import AUDIO_SUFFIXES, TEXT_SUFFIXES, inside, take_files
+from vallex.errors import DataError, VallexError
 
-_POLL_SEC = 0.3
+FILES, FOLDER, PLACE = "Files, or a zip", "A folder", "A folder of this machine"
+DOING = {IMPORT: "importing", DOCTOR: "checking", PREPARE: "preparing"}
+_POLL_SEC = 1.0
+# Gradio tells no more of a file's place than its name, which layout.HEAD makes its path in the browser
+_WITH_PLACES = """(...given) => {
+    const places = JSON.stringify((given[2] || []).map((file) => file.orig_name));
+    return [...given.slice(0, -1), places];
+}"""
 _EMPTY = "Nothing looked at yet. Upload recordings, choose their folder, and check it."
 _STEPS = (
     '<p class="note">Import cuts long recordings and finds texts; a folder in LibriTTS layout '
-    "needs none. Check looks for faults. Prepare makes what a run trains on.</p>"
+    "needs none. Check looks for faults. Prepare makes what a run trains on. Each goes on when this page is "
+    "closed.</p>"
 )
 
 
-def build(engine: Engine, desk: DataDesk, prepared: gr.Dropdown) -> Opening:
+def build(engine: Engine, desk: DataDesk, published: Published, prepared: gr.Dropdown) -> Opening:
     """Adds the widgets and connects them; what is prepared here is chosen in `prepared`, of the Train tab."""
-    panel = DataPanel(engine, desk, prepared)
+    panel = DataPanel(engine, desk, published, prepared)
     return Opening(
-        function=lambda name: [listed(desk.folders(), name)], inputs=[panel.folder], outputs=[panel.folder]
+        function=panel.opened,
+        inputs=[panel.folder, panel.is_picked],
+        outputs=[panel.folder, panel.watched, *panel.views, *panel.buttons],
     )
 
 
 class DataPanel:
     """The widgets of the tab, and what they do; made where Gradio's cursor stands."""
 
-    def __init__(self, engine: Engine, desk: DataDesk, prepared: gr.Dropdown):
-        self._engine = engine
+    def __init__(self, engine: Engine, desk: DataDesk, published: Published, prepared: gr.Dropdown):
+        self._data_dir = engine.settings.data_dir
         self._desk = desk
+        self._published = published
         self._prepared = prepared
-        self._tasks: dict[str, Task] = {}
+        self._outcomes: dict[tuple, str] = {}
+        self.is_picked = gr.State(False)  # whether the folder was chosen by hand
+        self.watched = gr.State(None)  # the job whose end this page waits for
         with gr.Row():
             with gr.Column(min_width=320):
                 self._build_upload()
             with gr.Column(min_width=320):
                 self._build_steps()
         self._report = gr.HTML(empty(_EMPTY), elem_id="data-report")
+        self.views = [self._status, self._report]
         with gr.Accordion("Transcripts", open=False):
-            self._build_texts()
+            texts = TextPanel(desk, published, self.folder)
+        self._timer = gr.Timer(_POLL_SEC)
         self._connect()
+        texts.connect()
+
+    def opened(self, name, is_picked) -> tuple:
+        """The folders as they are now, and how the chosen one stands: one that is at work, to begin with."""
+        folders, at_work = self._desk.folders(), self._desk.at_work()
+        chosen = name if name in folders else next(iter(folders), None)
+        if at_work and not is_picked and name not in at_work:
+            chosen = at_work[0]
+        job = self._desk.job(chosen)
+        watched = job.begun if job is not None and job.status == RUNNING else None
+        update = listed(folders, name) if chosen == name else gr.update(choices=folders, value=chosen)
+        return update, watched, *self._shown(chosen)
 
     def _build_upload(self) -> None:
         gr.Markdown("### Recordings")
+        sources = [FILES, FOLDER, *([PLACE] if self._desk.takes_paths else [])]
+        self._source = gr.Radio(sources, value=FILES, label="Where they are")
         self._files = gr.File(
             label=f"A zip, or recordings and texts, to {MAX_UPLOAD_MB} MB",
             file_count="multiple",
@@ -56,8 +99,29 @@ class DataPanel:
             height=140,
             elem_id="data-files",
         )
-        self._name = gr.Textbox(label="Name of the folder", placeholder="anna", elem_id="folder-name")
+        self._sent = gr.File(
+            label=f"A folder with all that is in it, to {MAX_UPLOAD_MB} MB a file",
+            file_count="directory",
+            height=140,
+            visible=False,
+            elem_id="data-folder",
+        )
+        self._places = gr.Textbox(visible=False)  # what its files are called in it, from the browser
+        self._place = gr.Textbox(
+            label="Its whole path",
+            placeholder="/home/anna/recordings",
+            info="It stays where it is; texts that are edited here are edited there.",
+            visible=False,
+            elem_id="data-place",
+        )
+        self._name = gr.Textbox(
+            label="Name of the folder",
+            placeholder="anna",
+            info="What it is called here.",
+            elem_id="folder-name",
+        )
         self._upload = gr.Button("Keep these recordings")
+        self._said = gr.HTML(elem_id="upload-status")
 
     def _build_steps(self) -> None:
         gr.Markdown("### From recordings to a prepared set")
@@ -65,6 +129,8 @@ class DataPanel:
         with gr.Row():
             self._speaker = gr.Textbox(label="Speaker", placeholder="anna", min_width=120)
             self._language = gr.Dropdown(LANGUAGES, value="auto", label="Language", min_width=140)
+        with gr.Accordion("How it is cut and split", open=False):
+            self._build_choices()
         with gr.Row():
             self._import = gr.Button("1. Import", min_width=110, size="md")
             self._doctor = gr.Button("2. Check", min_width=110, size="md")
@@ -72,119 +138,162 @@ class DataPanel:
             self._stop = gr.Button(
                 "Stop", min_width=80, size="md", interactive=False, elem_classes="ends-work"
             )
+        self.buttons = [self._import, self._doctor, self._prepare, self._stop]
         gr.HTML(_STEPS)
         self._status = gr.HTML(elem_id="data-status")
 
-    def _build_texts(self) -> None:
-        self._texts = gr.Dataframe(
-            headers=["Clip", "What is said"],
-            datatype=["str", "str"],
-            column_count=(2, "fixed"),
-            static_columns=[0],
-            column_widths=["35%", "65%"],
-            wrap=True,
-            max_height=360,
-            label="Edit a text, then save",
-            elem_id="texts",
-        )
+    def _build_choices(self) -> None:
         with gr.Row():
-            self._load = gr.Button("Show the transcripts", min_width=120)
-            self._save = gr.Button("Save the transcripts", min_width=120)
+            self._corpus = gr.Dropdown(
+                list(IMPORT_CHOICES), value="auto", label="Import as", info="A corpus knows its speakers."
+            )
+            self._min_sec = gr.Number(label="Cut no shorter (s)", placeholder="2", min_width=120)
+            self._max_sec = gr.Number(label="Cut no longer (s)", placeholder="14", min_width=120)
+        with gr.Row():
+            self._split = gr.Dropdown(
+                list(SPLIT_CHOICES),
+                value="auto",
+                label="Validation is",
+                info="By itself: parts named dev, else a share.",
+            )
+            self._share = gr.Number(label="Share for validation", placeholder="0.1", min_width=120)
+            self._seed = gr.Number(label="Seed of the share", placeholder="0", precision=0, min_width=120)
 
     def _connect(self) -> None:
-        desk, folder = self._desk, self.folder
-        outputs = [self._status, self._report, folder, self._prepared, self._stop]
-        begun = [folder, self._speaker, self._language]
-        connect(self._import.click, self._working(desk.import_task, self._imported), begun, outputs)
-        connect(self._doctor.click, self._working(desk.doctor_task, self._looked_at), folder, outputs)
+        shown = [*self.views, *self.buttons]
+        form = [self.folder, self._speaker, self._language, self._corpus, self._min_sec, self._max_sec]
+        form += [self._split, self._share, self._seed]
+        for button, verb in ((self._import, IMPORT), (self._doctor, DOCTOR), (self._prepare, PREPARE)):
+            connect(button.click, self._beginning(verb), form, [self.watched, *shown])
+        connect(self._stop.click, self._stop_job, self.folder, shown)
+        connect(self.folder.input, lambda: True, None, self.is_picked)
+        connect(self.folder.change, self._shown, self.folder, shown)
+        passed_on = [self.watched, self.folder, self._prepared]
         connect(
-            self._prepare.click,
-            self._working(desk.prepare_task, self._was_prepared),
-            [folder, self._language],
-            outputs,
+            self._timer.tick, self._refreshed, [self.folder, self.watched, *self.views], [*passed_on, *shown]
         )
-        kept = [self._status, folder, self._files]
-        for event in (self._upload.click, self._name.submit):
-            connect(event, self._keep, [self._files, self._name], kept)
-        connect(self._stop.click, self._stop_task, None, self._status)
-        connect(self._load.click, told(desk.texts), folder, self._texts)
-        connect(self._save.click, self._save_texts, [folder, self._texts], self._status)
+        where = [self._files, self._sent, self._place]
+        connect(self._source.change, _only, self._source, where)
+        given = [self._source, *where, self._name, self._places]
+        for event in (self._upload.click, self._name.submit, self._place.submit):
+            connect(event, self._keep, given, [self._said, self.folder, *where], js=_WITH_PLACES)
 
-    def _working(self, start: Callable, finish: Callable) -> Callable:
-        """A callback: follows what `start` begins; `finish` says what came of it, but for the Stop button."""
-        nothing_new = [gr.skip()] * 3
+    def _beginning(self, verb: str) -> Callable:
+        """A callback that begins something with the folder."""
 
         @told
-        def run(request: gr.Request, *values) -> Iterator:
-            task = start(*values)
-            for line in self._followed(request, task):
-                yield line, *nothing_new, gr.update(interactive=True)
-            idle = gr.update(interactive=False)
-            if task.error is not None:
-                yield plain(""), *nothing_new, idle
-                raise task.error
-            if task.is_stopped:
-                yield plain("Stopped. What is done is kept."), *nothing_new, idle
-            else:
-                yield *finish(task.result, *values), idle
+        def begin(name, speaker, language, corpus, min_sec, max_sec, split, share, seed):
+            form = DataForm(
+                folder=name or "",
+                speaker=(speaker or "").strip(),
+                language=language,
+                corpus=corpus,
+                min_clip_sec=min_sec,
+                max_clip_sec=max_sec,
+                split=split,
+                valid_share=share,
+                seed=seed,
+            )
+            self._desk.begin(verb, form)
+            return self._desk.job(name).begun, *self._shown(name)
 
-        return run
-
-    def _followed(self, request: gr.Request, task: Task) -> Iterator[str]:
-        """Status lines while a task runs."""
-        owner = request.session_hash or ""
-        self._tasks[owner] = task
-        try:
-            while not task.wait(_POLL_SEC):
-                of = f" {task.done} of {task.total}" if task.total else ""
-                yield plain(f"{task.what.capitalize()}{of} …")
-        finally:
-            self._tasks.pop(owner, None)
-
-    def _imported(self, summary, name, *_) -> tuple:
-        new = f"{name}-imported"
-        line = f"{summary.num_clips} clips, {summary.seconds:.0f} s, are in {new}. {summary.deaf}"
-        return good(line), gr.skip(), gr.update(choices=self._desk.folders(), value=new), gr.skip()
-
-    def _looked_at(self, diagnosis, *_) -> tuple:
-        from finetune.data.doctor_page import page_of
-
-        number = len(diagnosis.faults)
-        found = plain(f"{number} faults in {len(diagnosis.reports)} clips.") if number else good("No faults.")
-        # a page of its own in a frame that may run nothing: its styles stay there, and so does what files say
-        frame = (
-            '<iframe class="report" sandbox title="What the doctor found" '
-            f'srcdoc="{html.escape(page_of(diagnosis))}"></iframe>'
-        )
-        return found, frame, gr.skip(), gr.skip()
-
-    def _was_prepared(self, summary, name, *_) -> tuple:
-        new = self._desk.prepared_name(name)
-        skipped = sum(summary.skipped.values())
-        line = (
-            f"{summary.train.num_cuts} clips to train on and {summary.valid.num_cuts} to validate "
-            f"({(summary.train.hours + summary.valid.hours) * 60:.1f} min) are in {new}"
-            + (f"; {skipped} files were left out" if skipped else "")
-            + ". Go on in the Train tab."
-        )
-        choice = gr.update(choices=prepared_sets(self._engine.settings.data_dir), value=new)
-        return good(line), gr.skip(), gr.skip(), choice
+        return begin
 
     @told
-    def _keep(self, files, name):
-        data_dir = self._engine.settings.data_dir
-        folder, number = take_files([Path(file) for file in files or []], data_dir, name)
-        said = good(f"Kept {number} files as {folder.name}.")
-        return said, gr.update(choices=self._desk.folders(), value=folder.name), None
-
-    def _stop_task(self, request: gr.Request):
-        task = self._tasks.get(request.session_hash or "")
-        if task is None:
-            return gr.skip()
-        task.stop.set()
-        return plain("Stopping after this clip …")
+    def _stop_job(self, name):
+        self._desk.stop(name)
+        return self._shown(name)
 
     @told
-    def _save_texts(self, name, table):
-        number = self._desk.save_texts(name, table.values.tolist())
-        return good(f"Saved {number} changed texts." if number else "Nothing was changed.")
+    def _keep(self, source, files, sent, place, name, places):
+        if source == PLACE:
+            new = self._desk.link(place or "", name or "")
+            said = good(f"{new} stands for {place.strip()}.")
+        else:
+            paths = [Path(file) for file in (sent if source == FOLDER else files) or []]
+            root, called = _called(places, len(paths)) if source == FOLDER else ("", None)
+            folder, number = take_files(paths, self._data_dir, name or root, called)
+            new, said = folder.name, good(f"Kept {number} files as {folder.name}.")
+        return said, gr.update(choices=self._desk.folders(), value=new), None, None, ""
+
+    def _refreshed(self, name, watched, *before) -> list:
+        # what is as it was is not drawn again: a reader, or a screen reader, keeps the place
+        *views, import_, doctor, prepare, stop = self._shown(name)
+        same = views[0] == before[0]
+        drawn = [gr.skip() if new == old else new for new, old in zip(views, before, strict=True)]
+        buttons = [gr.skip()] * 4 if same else [import_, doctor, prepare, stop]
+        return [*self._passed_on(name, watched), *drawn, *buttons]
+
+    def _passed_on(self, name, watched) -> list:
+        """What the end of a job that this page waits for changes: what is waited for, the folder, the set."""
+        job = self._desk.job(name)
+        if watched is None or job is None or job.begun != watched or job.status == RUNNING:
+            return [gr.skip()] * 3
+        folders, sets = self._desk.folders(), prepared_sets(self._data_dir)
+        folder, prepared = gr.update(choices=folders), gr.update(choices=sets)
+        if job.status == DONE and job.verb == IMPORT:
+            new = self._desk.imported_name(job.name)
+            folder = gr.update(choices=folders, value=new) if new in folders else folder
+            prepared = gr.update(choices=sets, value=new) if new in sets else prepared
+        if job.status == DONE and job.verb == PREPARE:
+            prepared = gr.update(choices=sets, value=self._desk.prepared_name(job.name))
+        return [None, folder, prepared]
+
+    def _shown(self, name: str | None) -> tuple:
+        """What is done with a folder, what was found in it, and which of the buttons can do something."""
+        job = self._desk.job(name)
+        is_busy = job is not None and job.status == RUNNING
+        others = [other for other in self._desk.at_work() if other != name]
+        lines = [self._job_view(job)] if job else []
+        lines += [f'<p class="note">At work too: {html.escape(", ".join(others))}</p>'] if others else []
+        idle = gr.update(interactive=bool(name) and not is_busy)
+        stop = gr.update(interactive=is_busy and not job.is_stopping)
+        return "".join(lines), self._report_view(name), idle, idle, idle, stop
+
+    def _job_view(self, job: Job) -> str:
+        """How a job stands, in a line; what it printed is folded below."""
+        if job.status == RUNNING and job.is_stopping:
+            return plain(f"{job.name}: stopping after this clip …")
+        if job.status == RUNNING:
+            return progress_line(f"{job.name}: {DOING.get(job.verb, job.verb)}", job)
+        if job.status == FAILED:
+            line = bad(f"{job.name}: {job.error}")
+        elif job.status == DONE:
+            line = good(self._outcome(job))
+        else:
+            line = plain(f"{job.name}: stopped. What is done is kept; the next time goes on from there.")
+        printed = f"<pre>{html.escape(job.log_tail)}</pre>"
+        return f'{line}<details class="printed"><summary>What it printed</summary>{printed}</details>'
+
+    def _outcome(self, job: Job) -> str:
+        key = job.name, job.begun
+        if key not in self._outcomes:
+            try:
+                self._outcomes[key] = self._desk.outcome(job)
+            except VallexError as error:  # what it made is gone by now
+                return str(error)
+        return self._outcomes[key]
+
+    def _report_view(self, name: str | None) -> str:
+        """The page of what the doctor found, in a frame that may run nothing."""
+        page = self._desk.doctor_page(name)
+        if page is None:
+            return empty(_EMPTY)
+        address = f"{self._published.url(page)}?{page.stat().st_mtime_ns}"
+        return f'<iframe class="report" sandbox title="What the doctor found" src="{address}"></iframe>'
+
+
+def _called(places: str, num_files: int) -> tuple[str, list[str]]:
+    """The name of a folder that was sent, and what its files are called in it, as the browser tells."""
+    try:
+        called = [str(place) for place in json.loads(places)]
+    except (ValueError, TypeError):
+        called = []
+    if len(called) != num_files:
+        raise DataError("the folder did not come as a whole: choose it again, or send it as a zip")
+    return inside(called)
+
+
+def _only(source: str) -> Iterable[dict]:
+    """Shows the field of a source, and hides the others."""
+    return [gr.update(visible=source == one) for one in (FILES, FOLDER, PLACE)]

@@ -1,6 +1,7 @@
 """The tab in which a run is begun, watched, stopped and gone on with."""
 
 import html
+from contextlib import closing
 
 import gradio as gr
 
@@ -10,6 +11,7 @@ from finetune.log.words import format_seconds
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
 from finetune.page.published import Published
+from finetune.page.tabs.fields import SettingFields
 from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
 from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of
 from vallex.errors import ConfigError, VallexError
@@ -18,16 +20,20 @@ STAGES = list(zip(("As the preset says", "Both", "AR only", "NAR only"), STAGE_C
 FIRST_PRESET = "small"
 MAX_SAMPLES_SHOWN = 12
 _POLL_SEC = 2.0
+_NEW = ""  # no run whose state is gone on from
 _NO_RUNS = "No runs yet. Begin one here; it is found again whenever this page is opened."
 
 
-def build(engine: Engine, desk: TrainingDesk, published: Published) -> tuple[gr.Dropdown, Opening]:
+def build(
+    page: gr.Blocks, engine: Engine, desk: TrainingDesk, published: Published
+) -> tuple[gr.Dropdown, Opening]:
     """Adds the widgets and connects them; returns the choice of the prepared set, for other tabs to set."""
     panel = TrainPanel(engine, desk, published)
+    page.unload(panel.forget)
     return panel.prepared, Opening(
         function=panel.opened,
-        inputs=[panel.prepared, panel.init, panel.run],
-        outputs=[panel.prepared, panel.init, panel.run, *panel.views],
+        inputs=[panel.prepared, panel.init, panel.branch, panel.run],
+        outputs=[panel.prepared, panel.init, panel.branch, panel.run, *panel.views, *panel.buttons],
     )
 
 
@@ -38,6 +44,7 @@ class TrainPanel:
         self._engine = engine
         self._desk = desk
         self._published = published
+        self._measuring: dict[str, object] = {}
         with gr.Row():
             with gr.Column(min_width=320):
                 self._build_form()
@@ -45,14 +52,15 @@ class TrainPanel:
                 self._build_runs()
         self._connect()
 
-    def opened(self, prepared, init, chosen) -> tuple:
+    def opened(self, prepared, init, branch, chosen) -> tuple:
         """Sets, checkpoints and runs as they are now, and how the chosen run stands."""
-        runs = self._desk.names()
+        runs, saved = self._desk.names(), self._desk.with_state()
         inits = [choice.name for choice in list_choices(self._engine.settings)]
         run = chosen if chosen in runs else next(iter(runs), None)
         return (
             listed(self._desk.prepared_sets(), prepared),
             listed(inits, init),
+            gr.update(choices=_branches(saved), **({} if branch in [_NEW, *saved] else {"value": _NEW})),
             listed(runs, chosen),
             *self._shown(run),
         )
@@ -67,25 +75,48 @@ class TrainPanel:
         inits = [choice.name for choice in list_choices(self._engine.settings)]
         self.init = gr.Dropdown(inits, label="Begin with")
         self._name = gr.Textbox(label="Name of the run", placeholder="anna-1", elem_id="run-name")
-        with gr.Accordion("Settings", open=False):
-            self._stage = gr.Dropdown(STAGES, value=STAGE_CHOICES[0], label="What is trained")
-            self._set = gr.Textbox(
-                label="Other settings, one a line",
-                placeholder="lr=2e-5\nar.max_epochs=10",
-                info="Left out, the preset's hold.",
-                lines=3,
-            )
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            self._build_settings()
         with gr.Row():
             self._plan = gr.Button("Show the plan", min_width=120)
+            self._cancel = gr.Button("Stop measuring", min_width=120, visible=False, elem_classes="ends-work")
             self._start = gr.Button("Start training", variant="primary", min_width=120)
         self._said = gr.HTML(elem_id="train-said")
+
+    def _build_settings(self) -> None:
+        self._stage = gr.Dropdown(STAGES, value=STAGE_CHOICES[0], label="What is trained")
+        self.branch = gr.Dropdown(
+            _branches(self._desk.with_state()),
+            value=_NEW,
+            label="Go on from the state of a stopped run",
+            info="In a run of its own: weights, optimizer and place in the data are those of that run, and "
+            "so are set, preset and stages. “Begin with” takes weights alone.",
+        )
+        self._fields = SettingFields(FIRST_PRESET)
+        with gr.Accordion("One stage, languages, processes", open=False):
+            self._set = gr.Textbox(
+                label="Other settings, one a line",
+                placeholder="ar.max_epochs=10\nnar.lr=2e-5",
+                info="For one stage alone: ar.NAME or nar.NAME.",
+                lines=2,
+            )
+            self._languages = gr.Textbox(
+                label="Languages to teach, one a line",
+                placeholder="ko=ja",
+                info="A code, and the language that it begins as.",
+                lines=1,
+            )
+            self._processes = gr.Number(
+                1, label="Processes, one a GPU", precision=0, minimum=1, maximum=64, min_width=120
+            )
 
     def _build_runs(self) -> None:
         gr.Markdown("### Runs")
         self.run = gr.Dropdown(self._desk.names(), label="Run", elem_id="run")
         with gr.Row():
-            self._stop = gr.Button("Stop and save", min_width=100)
-            self._resume = gr.Button("Go on", min_width=100)
+            self._stop = gr.Button("Stop and save", min_width=100, interactive=False)
+            self._resume = gr.Button("Go on", min_width=100, interactive=False)
+        self.buttons = [self._stop, self._resume]
         self.views = [
             gr.HTML(elem_id="run-state"),
             gr.HTML(elem_id="run-curves"),
@@ -94,27 +125,50 @@ class TrainPanel:
         self._timer = gr.Timer(_POLL_SEC)
 
     def _connect(self) -> None:
-        form = [self.prepared, self._preset, self.init, self._name, self._stage, self._set]
-        connect(self._preset.change, _about, self._preset, self._about)
-        connect(self._plan.click, self._show_plan, form, self._said)
+        form = [self.prepared, self._preset, self.init, self._name, self._stage, self.branch]
+        form += [self._set, self._languages, self._processes, *self._fields.fields]
+        shown = [*self.views, *self.buttons]
+        connect(self._preset.change, self._presets, self._preset, [self._about, *self._fields.fields])
+        connect(self._plan.click, self._show_plan, form, [self._said, self._cancel])
+        connect(self._cancel.click, self.forget)
         for event in (self._start.click, self._name.submit):
-            connect(event, self._start_run, form, [self._said, self.run, *self.views])
-        connect(self._stop.click, self._stop_run, self.run, [self._said, *self.views])
-        connect(self._resume.click, self._resume_run, self.run, [self._said, *self.views])
-        connect(self.run.change, self._shown, self.run, self.views)
-        connect(self._timer.tick, self._refreshed, [self.run, *self.views], self.views)
+            connect(event, self._start_run, form, [self._said, self.run, *shown])
+        connect(self._stop.click, self._stop_run, self.run, [self._said, *shown])
+        connect(self._resume.click, self._resume_run, self.run, [self._said, *shown])
+        connect(self.run.change, self._shown, self.run, shown)
+        connect(self._timer.tick, self._refreshed, [self.run, *self.views], shown)
+
+    def forget(self, request: gr.Request) -> None:
+        """Ends the measuring that a page asked for."""
+        self._measuring.pop(request.session_hash or "", None)
+
+    def _presets(self, preset) -> list:
+        return [_about(preset), *self._fields.changed(preset)]
 
     @told
-    def _show_plan(self, *values):
-        form = _form_of(*values)
+    def _show_plan(self, request: gr.Request, *values):
+        form = self._form_of(*values)
         found = self._desk.plan(form)
         clips = f"On {found.num_train} clips, {found.num_valid} for validation."
-        return plain(" ".join([clips, *(f"{line}." for line in self._desk.measure(form))]))
+        owner, mark = request.session_hash or "", object()
+        self._measuring[owner] = mark  # another one of this page takes its place
+        idle = gr.update(visible=False)
+        yield plain(f"{clips} Measuring what it takes …"), gr.update(visible=True)
+        try:
+            with closing(self._desk.measure(form)) as measuring:
+                for lines in measuring:
+                    if self._measuring.get(owner) is not mark:
+                        yield plain(f"{clips} Not measured."), idle
+                        return
+                    if lines:
+                        yield plain(" ".join([clips, *(f"{line}." for line in lines)])), idle
+        except VallexError:
+            yield plain(""), idle
+            raise
 
     @told
     def _start_run(self, *values):
-        form = _form_of(*values)
-        self._desk.plan(form)
+        form = self._form_of(*values)
         self._desk.start(form)
         said = good(f"{form.name} is started. It goes on when this page is closed.")
         choice = gr.update(choices=self._desk.names(), value=form.name)
@@ -130,19 +184,40 @@ class TrainPanel:
         self._desk.resume(name or "")
         return good(f"{name} goes on."), *self._shown(name)
 
-    def _shown(self, name: str | None) -> tuple[str, str, str]:
-        """How a run stands, its curves and its samples."""
+    def _shown(self, name: str | None) -> tuple:
+        """How a run stands, its curves and its samples, and which of the buttons can do something."""
+        idle = gr.update(interactive=False)
         if not name:
-            return empty(_NO_RUNS), "", ""
+            return empty(_NO_RUNS), "", "", idle, idle
         try:
             state = self._desk.state(name)
         except VallexError as error:  # whatever a strange folder holds, the page stays
-            return bad(str(error)), "", ""
-        return state_view(state), curves_view(state), samples_view(state, self._published)
+            return bad(str(error)), "", "", idle, idle
+        views = state_view(state), curves_view(state), samples_view(state, self._published)
+        return *views, gr.update(interactive=state.is_going), gr.update(interactive=state.can_go_on)
 
     def _refreshed(self, name, *before) -> list:
         # what is as it was is not drawn again: a reader, or a screen reader, keeps the place
-        return [gr.skip() if new == old else new for new, old in zip(self._shown(name), before, strict=True)]
+        *views, stop, resume = self._shown(name)
+        drawn = [gr.skip() if new == old else new for new, old in zip(views, before, strict=True)]
+        return [*drawn, *([gr.skip()] * 2 if views[0] == before[0] else [stop, resume])]
+
+    def _form_of(self, prepared, preset, init, name, stage, branch, lines, languages, processes, *settings):
+        if not prepared and not branch:
+            raise ConfigError("choose a prepared set; if there is none yet, make one in the Data tab")
+        if not (name or "").strip():
+            raise ConfigError("give the run a name, such as anna-1")
+        return TrainForm(
+            name=name.strip(),
+            prepared=prepared or "",
+            preset=preset,
+            init=init or "",
+            stage=stage,
+            overrides=(*self._fields.overrides(settings), *_lines_of(lines)),
+            languages=_lines_of(languages),
+            resume_from=branch or "",
+            num_processes=int(processes or 1),
+        )
 
 
 def state_view(state: RunState) -> str:
@@ -150,6 +225,8 @@ def state_view(state: RunState) -> str:
     line = f"<b>{html.escape(state.name)}</b>: {html.escape(state.status)}"
     if state.seconds_left is not None:
         line += f", about {format_seconds(state.seconds_left)} left"
+    if state.scored:
+        line += f": {html.escape(state.scored)}"
     parts = [f'<div class="status" role="status">{line}</div>']
     result = state.result
     if result is not None:
@@ -194,19 +271,12 @@ def samples_view(state: RunState, published: Published) -> str:
     return f'<h4>Samples</h4><div class="side">{shown}</div>{note}'
 
 
-def _form_of(prepared, preset, init, name, stage, lines) -> TrainForm:
-    if not prepared:
-        raise ConfigError("choose a prepared set; if there is none yet, make one in the Data tab")
-    if not (name or "").strip():
-        raise ConfigError("give the run a name, such as anna-1")
-    return TrainForm(
-        name=name.strip(),
-        prepared=prepared,
-        preset=preset,
-        init=init or "",
-        stage=stage,
-        overrides=tuple(line.strip() for line in (lines or "").splitlines() if line.strip()),
-    )
+def _branches(runs: list[str]) -> list[tuple[str, str]]:
+    return [("None: begin anew", _NEW), *((run, run) for run in runs)]
+
+
+def _lines_of(text: str | None) -> tuple[str, ...]:
+    return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
 
 
 def _steps_done(state: RunState, phase) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
+from finetune.page.jobs import Job
 from vallex.errors import VallexError
 
 
@@ -22,8 +23,10 @@ class Opening:
     outputs: Sequence[gr.components.Component]
 
 
-def connect(event: Callable, function: Callable, inputs=None, outputs=None) -> None:
+def connect(event: Callable, function: Callable, inputs=None, outputs=None, js: str | None = None) -> None:
     """Calls `function` at an event of the page, as often at once as it comes, and by no API.
+
+    js: a function that the browser puts the inputs through first
 
     What is not `told` is quick, does not fail, and goes past Gradio's queue: the stream of answers from the
     queue is closed whenever nothing is left in it, and what is asked for in that instant is never answered.
@@ -32,6 +35,7 @@ def connect(event: Callable, function: Callable, inputs=None, outputs=None) -> N
         function,
         inputs,
         outputs,
+        js=js,
         api_visibility="private",
         show_progress="hidden",
         queue=hasattr(function, "__wrapped__"),
@@ -80,6 +84,16 @@ def bad(text: str) -> str:
 def plain(text: str) -> str:
     """A line of status."""
     return f'<div class="status" role="status">{html.escape(text)}</div>'
+
+
+def progress_line(doing: str, job: Job) -> str:
+    """How far a job is, in words and as a bar."""
+    of = f" {job.done} of {job.total}" if job.total else ""
+    words = f"{doing}: {job.what}{of} …" if job.what else f"{doing} …"
+    if not job.total:
+        return plain(words)  # a bar without an end would have to move
+    bar = f'<progress value="{job.done}" max="{job.total}" aria-label="{html.escape(words)}"></progress>'
+    return plain(words) + bar
 
 
 def empty(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import stat
 import threading
@@ -18,10 +19,10 @@ import finetune
 from finetune.log.votes import Vote, add_vote, read_votes, tally
 from finetune.page import engine as engines
 from finetune.page import uploads
-from finetune.page.datasets import DataDesk
+from finetune.page.datasets import DOCTOR, IMPORT, PREPARE, DataDesk, DataForm
 from finetune.page.engine import Engine, SpeakRequest
 from finetune.page.tabs.compare import ComparePanel
-from finetune.page.uploads import take_files
+from finetune.page.uploads import inside, take_files
 from finetune.page.voices import VoiceShelf
 from finetune.results import PhaseResult, RunLog, RunResult, write_result
 from vallex.errors import DataError, VallexError
@@ -73,28 +74,61 @@ def test_data_when_a_zip_is_uploaded_then_it_is_checked_edited_prepared_and_pass
     assert tab.get_by_label("Prepared set").input_value() == "anna-prepared"
 
 
-def test_data_when_loose_recordings_are_imported_then_the_new_folder_is_chosen(open_page, site):
-    loose = site.folder / "data" / "loose"
-    loose.mkdir()
+def test_data_when_a_folder_is_uploaded_and_imported_then_the_new_one_is_chosen(open_page, site, tmp_path):
+    loose = tmp_path / "loose"
     for number, wav in enumerate(sorted(SAMPLE.rglob("*.wav"))[:2]):
-        (loose / f"clip{number}.wav").write_bytes(wav.read_bytes())
-        (loose / f"clip{number}.txt").write_text(f"This is clip {number}.")
+        (loose / "deep" / str(number)).mkdir(parents=True)
+        (loose / "deep" / str(number) / "clip.wav").write_bytes(wav.read_bytes())
+        (loose / "deep" / str(number) / "clip.txt").write_text(f"This is clip {number}.")
     tab = open_page()
     go_to(tab, "Data")
-    choose(tab, "Folder", "loose")
+    tab.get_by_label("A folder", exact=True).check()
+    tab.locator("#data-folder input[type=file]").set_input_files(loose)
+    tab.locator("#data-folder").get_by_text("clip").first.wait_for()
+    tab.get_by_role("button", name="Keep these recordings").click()
+    tab.get_by_text("Kept 4 files as loose").wait_for()
+    assert (site.folder / "data" / "loose" / "deep" / "1" / "clip.txt").read_text() == "This is clip 1."
     tab.get_by_label("Speaker", exact=True).fill("anna")
     tab.get_by_role("button", name="1. Import").click()
-    tab.get_by_text("2 clips").wait_for()
+    tab.get_by_text("2 clips with a text are in loose-imported").wait_for()
     assert tab.get_by_label("Folder", exact=True).input_value() == "loose-imported"
     assert len(list((site.folder / "data" / "loose-imported").rglob("*.normalized.txt"))) == 2
 
 
-@pytest.mark.parametrize("what", ["import_task", "doctor_task", "prepare_task"])
-def test_data_desk_when_a_folder_is_not_listed_then_it_is_no_path(settings_of, what):
-    desk = DataDesk(settings_of(), None)
-    more = {"import_task": ("anna", "auto"), "doctor_task": (), "prepare_task": ("auto",)}[what]
+def test_data_when_the_page_is_closed_then_a_check_goes_on_and_is_found_and_stopped(
+    open_page, site, tmp_path
+):
+    chapter = tmp_path / "many" / "train" / "anna" / "1"
+    chapter.mkdir(parents=True)
+    wav = next(SAMPLE.rglob("*.wav"))
+    (chapter / "clip.wav").write_bytes(wav.read_bytes())
+    for number in range(5000):
+        os.link(chapter / "clip.wav", chapter / f"clip-{number}.wav")
+    (chapter / "all.trans.tsv").write_text("".join(f"clip-{n}\tIt is one of many.\n" for n in range(5000)))
+    tab = open_page()
+    go_to(tab, "Data")
+    tab.get_by_label("A folder of this machine", exact=True).check()
+    tab.get_by_label("Its whole path").fill(str(tmp_path / "many"))
+    tab.get_by_role("button", name="Keep these recordings").click()
+    tab.get_by_text("many stands for").wait_for()
+    tab.get_by_role("button", name="2. Check").click()
+    tab.get_by_text("many: checking").first.wait_for()
+    tab.close()
+
+    again = open_page()
+    go_to(again, "Data")
+    assert again.get_by_label("Folder", exact=True).input_value() == "many"
+    again.get_by_text(re.compile(r"many: checking: .* of \d+ …")).first.wait_for()
+    assert again.get_by_role("button", name="3. Prepare").is_disabled()
+    again.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    again.get_by_text("many: stopped").wait_for()
+    assert again.get_by_role("button", name="3. Prepare").is_enabled()
+
+
+@pytest.mark.parametrize("verb", [IMPORT, DOCTOR, PREPARE])
+def test_data_desk_when_a_folder_is_not_listed_then_it_is_no_path(settings_of, verb):
     with pytest.raises(DataError, match=r"'\.\./prompts' is not known"):
-        getattr(desk, what)("../prompts", *more)
+        DataDesk(settings_of()).begin(verb, DataForm(folder="../prompts"))
 
 
 def test_compare_when_blind_then_names_are_told_after_the_vote(open_page, site):
@@ -289,6 +323,61 @@ def test_upload_when_loose_files_are_too_large_many_or_alike_then_none_is_kept(t
             take_files([tmp_path / name for name in names], tmp_path / "data", "anna")
         assert list((tmp_path / "data").iterdir()) == []
     assert take_files([tmp_path / "a/1.wav", tmp_path / "2.wav"], tmp_path / "data", "anna")[1] == 2
+
+
+def test_upload_when_a_folder_is_sent_then_its_files_keep_their_places(tmp_path):
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "a.wav").write_bytes(b"x" * number)
+    paths = [tmp_path / "1" / "a.wav", tmp_path / "2" / "a.wav"]
+    root, places = inside(["phone/one/a.wav", "phone/two/a.wav"])
+    assert (root, places) == ("phone", ["one/a.wav", "two/a.wav"])
+    folder, number = take_files(paths, tmp_path / "data", root, places)
+    assert (number, (folder / "two" / "a.wav").read_bytes()) == (2, b"xx")
+    assert inside(["a.wav", "phone/b.wav"]) == ("", ["a.wav", "phone/b.wav"])
+    for place in ("../../out.wav", "/etc/out.wav", "..\\..\\out.wav", "a/.hidden/b.wav", "a:b.wav"):
+        with pytest.raises(DataError, match="not a name that is taken"):
+            take_files(paths, tmp_path / "data", "anna", ["fine/a.wav", place])
+        assert [path.name for path in (tmp_path / "data").iterdir()] == ["phone"]
+
+
+def test_link_when_a_folder_of_this_machine_is_named_then_it_stays_where_it_is(settings_of, tmp_path):
+    (tmp_path / "wavs").mkdir()
+    desk = DataDesk(settings_of(data_dir=tmp_path / "data"))
+    assert desk.link(str(tmp_path / "wavs"), "") == "wavs"
+    assert desk.link(f" {tmp_path / 'wavs'} ", "anna") == "anna"
+    assert desk.folders() == ["anna", "wavs"]
+    assert desk.path("anna").resolve() == tmp_path / "wavs"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "said"),
+    [
+        ("wavs", "anna", "'wavs': not a folder of this machine"),
+        ("{tmp}/nowhere", "anna", "not a folder of this machine"),
+        ("", "anna", "give its whole path"),
+        ("{tmp}", "anna", "holds the page's own folder"),
+        ("{tmp}/data/own", "anna", "or lies in it"),
+        ("{tmp}/wavs", "own", "there is a folder of this name already"),
+        ("{tmp}/wavs", "../out", "name '../out'"),
+    ],
+)
+def test_link_when_it_is_no_good_then_nothing_is_made(settings_of, tmp_path, place, name, said):
+    for folder in ("wavs", "data/own"):
+        (tmp_path / folder).mkdir(parents=True)
+    desk = DataDesk(settings_of(data_dir=tmp_path / "data"))
+    with pytest.raises(DataError, match=re.escape(said)):
+        desk.link(place.format(tmp=tmp_path), name)
+    assert desk.folders() == ["own"]
+
+
+@pytest.mark.parametrize("changes", [{"password": "x"}, {"host": "0.0.0.0", "password": "x", "api_key": "y"}])
+def test_link_when_others_may_reach_the_page_then_no_path_is_taken(settings_of, tmp_path, changes):
+    (tmp_path / "wavs").mkdir()
+    desk = DataDesk(settings_of(data_dir=tmp_path / "data", **changes))
+    assert not desk.takes_paths
+    with pytest.raises(DataError, match="no other machine reaches"):
+        desk.link(str(tmp_path / "wavs"), "anna")
 
 
 def test_upload_when_a_name_is_too_long_for_a_disk_then_it_is_refused(tmp_path):

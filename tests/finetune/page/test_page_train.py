@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 
+import gradio as gr
 import numpy as np
 import psutil
 import pytest
@@ -12,8 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hands import choose, go_to
 
+from finetune.config import describe_settings, resolve_config
 from finetune.page.published import Published, sounds_of
 from finetune.page.server import add_published
+from finetune.page.tabs.fields import SettingFields, setting_groups
 from finetune.page.training import Plan, TrainForm, TrainingDesk
 from finetune.results import read_result
 from vallex.errors import ConfigError, DataError, RunError
@@ -22,21 +25,28 @@ PLAYED_SEC = """audio => new Promise(resolve => {
     audio.onloadedmetadata = () => resolve(audio.duration); audio.preload = 'metadata'; audio.load() })"""
 
 
-def fill(tab, name: str, settings: str, prepared: str) -> None:
+def fill(tab, name: str, settings: dict[str, int], prepared: str) -> None:
     go_to(tab, "Train")
     choose(tab, "Prepared set", prepared)
     choose(tab, "Preset", "smoke")
     tab.get_by_label("Name of the run").fill(name)
     if settings:
-        tab.get_by_role("button", name="Settings", exact=False).first.click()
-        tab.get_by_label("Other settings, one a line").fill(settings)
+        for title in ("Settings", "How long"):
+            tab.get_by_role("button", name=title, exact=False).first.click()
+        for setting, value in settings.items():
+            tab.locator(f"#set-{setting} input").fill(str(value))
 
 
 def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped_and_resumed(
     open_page, site, prepared
 ):
     tab = open_page()
-    fill(tab, "voice-1", "max_steps=900\nvalidate_every=900", prepared)
+    fill(tab, "voice-1", {"max_steps": 900, "validate_every": 900}, prepared)
+    assert tab.get_by_role("button", name="Stop and save").is_disabled()
+    assert tab.get_by_role("button", name="Go on", exact=True).is_disabled()
+    tab.get_by_role("button", name="Show the plan").click()
+    tab.get_by_role("button", name="Stop measuring").click()
+    tab.get_by_text("1 for validation. Not measured.").wait_for()
     tab.get_by_role("button", name="Show the plan").click()
     tab.get_by_text("On 4 clips, 1 for validation. AR: 900 steps on batches of up to").wait_for(
         timeout=90_000
@@ -70,11 +80,11 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     state.get_by_text("stopped").first.wait_for(timeout=60_000)
 
 
-def test_train_when_a_setting_is_unknown_then_it_says_which_and_nothing_is_started(open_page, site, prepared):
+def test_train_when_a_setting_is_wrong_then_it_says_which_and_nothing_is_started(open_page, site, prepared):
     tab = open_page()
-    fill(tab, "voice-2", "learning_rat=1", prepared)
+    fill(tab, "voice-2", {"max_steps": -1}, prepared)
     tab.get_by_role("button", name="Start training").click()
-    tab.get_by_text("'learning_rat' is not known").wait_for()
+    tab.get_by_text("ar.max_steps is '-1'").wait_for()
     assert not (site.folder / "runs" / "voice-2").exists()
 
 
@@ -109,13 +119,48 @@ def test_desk_when_a_plan_is_measured_then_each_stage_has_its_time_and_memory(se
     )
     desk = TrainingDesk(settings_of())
     assert desk.plan(form) == Plan(num_train=4, num_valid=1)
-    for stage, line in zip(("AR", "NAR"), desk.measure(form), strict=True):
+    *waiting, lines = desk.measure(form)
+    assert not any(waiting)
+    for stage, line in zip(("AR", "NAR"), lines, strict=True):
         assert re.fullmatch(
             rf"{stage}: 30 steps on batches of up to \d+ s; about \d+ s and .* GB that are free", line
         )
     bad = replace(form, overrides=("lr=fast",))
     with pytest.raises(ConfigError, match="lr is 'fast'"):
-        desk.measure(bad)
+        list(desk.measure(bad))
+
+
+def test_desk_when_measuring_is_called_off_then_its_process_ends(settings_of, prepared):
+    form = TrainForm(name="new", prepared=prepared, preset="smoke", init="toy")
+    measuring = TrainingDesk(settings_of()).measure(form)
+    assert next(measuring) == []
+    [process] = [child for child in psutil.Process().children() if "--plan" in child.cmdline()]
+    measuring.close()
+    assert not process.is_running()
+
+
+def test_desk_when_a_run_has_no_state_then_nothing_goes_on_from_it(settings_of):
+    form = TrainForm(name="new", prepared="", preset="", init="", resume_from="../runs")
+    with pytest.raises(RunError, match=r"'\.\./runs': there is none of this name"):
+        TrainingDesk(settings_of()).start(form)
+
+
+def test_fields_when_they_are_made_then_each_setting_has_one_and_the_empty_change_nothing():
+    known = [row[0] for row in describe_settings()]
+    assert sorted(name for names in setting_groups().values() for name in names) == sorted(known)
+    with gr.Blocks():
+        fields = SettingFields("small")
+    values = dict.fromkeys(fields.names, "")
+    assert fields.overrides(list(values.values())) == []
+    values |= {"lr": " 2e-5 ", "max_batch_sec": "auto", "lora_rank": "8", "gradient_checkpointing": "true"}
+    given = fields.overrides(list(values.values()))
+    assert sorted(given) == ["gradient_checkpointing=true", "lora_rank=8", "lr=2e-5", "max_batch_sec=auto"]
+    config = resolve_config("small", given)
+    assert (config.ar.lr, config.nar.lora_rank, config.max_batch_sec) == (2e-5, 8, None)
+    shown = dict(zip(fields.names, fields.changed("small"), strict=True))
+    assert shown["max_epochs"]["placeholder"] == "preset: 20 AR, 40 NAR"
+    assert shown["schedule"]["choices"][0] == ("preset: cosine", "")
+    assert shown["collation.bos"]["choices"][1:] == [("true", "true"), ("false", "false"), ("none", "none")]
 
 
 def test_sounds_when_a_run_has_spoken_then_the_newest_come_first_and_links_are_left_out(tmp_path):

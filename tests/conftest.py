@@ -18,6 +18,17 @@ def shared() -> Path:
     return path.resolve()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tensors this small are computed several times faster by one thread than by waiting for two."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def whisper_checkpoints(tmp_path_factory) -> Path:
     """A folder with `whisper-tiny-random`: 32 wide, one layer, random, with a byte tokenizer."""

@@ -20,14 +20,6 @@ pytestmark = pytest.mark.slow
 ROUNDS = 3
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_prepare_runs_at_85_percent_of_the_bare_codec(shared, tmp_path, one_thread):
     data = shared / "data/LibriTTS-mini"
     codec, tokenizer = load_codec(toy=True), PhonemeTokenizer()

@@ -24,6 +24,7 @@ from finetune.data.prepared import (
     write_info,
     write_manifest,
 )
+from finetune.display import Display
 from finetune.results import read_result
 from finetune.run_spec import RunSpec
 from vallex.files import sha256_of
@@ -37,12 +38,8 @@ FRAME_RATE_HZ = 75
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are computed several times faster by one thread than by waiting for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def every_test_on_one_thread(one_thread):
+    """See one_thread."""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,6 +48,20 @@ def quick_garbage_collection():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+class _Notes(Display):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, text: str) -> None:
+        self.lines.append(text)
+
+
+@pytest.fixture
+def notes() -> Display:
+    """A display that keeps what it is told in `lines`."""
+    return _Notes()
 
 
 def write_prepared(folder: Path, splits: dict[str, list[Utterance]], **changes) -> Path:

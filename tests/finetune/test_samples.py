@@ -21,14 +21,6 @@ from vallex.model.toy import toy_model
 from vallex.text import PhonemeTokenizer
 
 
-class Notes(Display):
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
 @pytest.fixture(scope="module")
 def toy_set(tmp_path_factory):
     """The shipped sample, prepared with the toy codec."""
@@ -105,8 +97,7 @@ def test_speaker_when_it_speaks_twice_then_says_the_same_and_leaves_the_model(to
     assert not model.nar.training
 
 
-def test_run_when_nothing_can_speak_then_says_why_and_trains(make_spec, make_config, tmp_path):
-    notes = Notes()
+def test_run_when_nothing_can_speak_then_says_why_and_trains(make_spec, make_config, tmp_path, notes):
     spec = make_spec(tmp_path, config=make_config(ar={"max_steps": 1}, samples=1), stages=("ar",))
     assert finetune(spec, notes).status == "done"
     [told] = [line for line in notes.lines if line.startswith("No samples are spoken: ")]

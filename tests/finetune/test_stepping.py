@@ -16,14 +16,6 @@ from vallex.model.checkpoint import load_model
 from vallex.model.network import VALLE
 
 
-class Notes(Display):
-    def __init__(self):
-        self.lines = []
-
-    def note(self, text: str) -> None:
-        self.lines.append(text)
-
-
 @pytest.fixture
 def usual(make_spec, make_config, tmp_path):
     """A spec of a short AR run without what is drawn, so that two ways to one step can be compared."""
@@ -50,11 +42,10 @@ def out_of_memory_above(num_rows):
 
 
 def test_step_when_memory_is_short_then_goes_on_in_parts_with_the_same_weights(
-    usual, monkeypatch, read_weights, tmp_path
+    usual, monkeypatch, read_weights, tmp_path, notes
 ):
     sgd = {"optimizer": "torch.SGD", "lr": 0.1}  # Adam makes much of gradients that are noise
     finetune(usual("whole", ar=sgd, max_batch_sec=4.0), Display())
-    notes = Notes()
     monkeypatch.setattr(VALLE, "forward", out_of_memory_above(1))
     finetune(usual("parts", ar=sgd, max_batch_sec=4.0), notes)
     assert any("is computed in 2 parts" in line for line in notes.lines)
@@ -116,9 +107,8 @@ def poison(monkeypatch):
     return at
 
 
-def test_step_when_not_finite_then_is_left_out_and_told_and_saved(usual, poison, tmp_path, read_log):
+def test_step_when_not_finite_then_is_left_out_and_told_and_saved(usual, poison, tmp_path, read_log, notes):
     poison(2)
-    notes = Notes()
     assert finetune(usual(), notes).status == "done"
     [told] = [line for line in notes.lines if "not finite" in line]
     assert "at step 2: first in the output of ar.decoder.layers.0." in told
@@ -163,9 +153,10 @@ def test_weights_when_not_finite_then_no_step_is_left_out(usual, monkeypatch):
 
 
 @pytest.mark.parametrize(("free_gb", "batch_sec"), [(1000, probe.MAX_AUTO_SEC), (0.02, None), (1e-9, 1.0)])
-def test_max_batch_sec_when_auto_then_is_what_memory_allows(usual, monkeypatch, tmp_path, free_gb, batch_sec):
+def test_max_batch_sec_when_auto_then_is_what_memory_allows(
+    usual, monkeypatch, tmp_path, notes, free_gb, batch_sec
+):
     monkeypatch.setattr(probe, "_free_bytes", lambda trainer: int(free_gb * 1e9))
-    notes = Notes()
     assert finetune(usual(max_batch_sec=None), notes).status == "done"
     [told] = [line for line in notes.lines if line.startswith("AR: ") and "about" in line]
     found = float(told.split("batches of up to ")[1].split(" s;")[0])

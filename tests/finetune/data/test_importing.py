@@ -22,14 +22,6 @@ from vallex.inference.asr import Heard
 RATE_HZ = 24000
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def spoken(shared) -> list[tuple[np.ndarray, str]]:
     """Six real clips, 24 kHz mono, with what is said in them."""

@@ -42,14 +42,6 @@ class PromptTokenizer(PhonemeTokenizer):
         )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def prompts(shared):
     return {name: load_prompt(shared / "data" / "prompts" / f"{name}.npz") for name in KNOWN}

@@ -24,14 +24,6 @@ class Vocoder:
         return codes[..., 0].repeat_interleave(320, dim=1).float()
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def synthesizer():
     """Ends by itself after some tens of frames."""

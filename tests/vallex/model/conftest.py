@@ -7,15 +7,6 @@ from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors this small are computed several times faster by one thread than by waiting for two."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def build_model():
     """Builds a seeded random model of width 32 in evaluation mode; keywords are ModelConfig's."""

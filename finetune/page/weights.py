@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Sequence
 
-from finetune.page.datasets import Progress, Task
 from finetune.page.settings import PageSettings, is_local
+from finetune.page.tasks import Progress, Task
 from vallex.download import fetch
 from vallex.errors import ConfigError
 from vallex.sources import COMPONENTS, DEFAULT_COMPONENTS, Component

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import gradio as gr
 
-from finetune.page.datasets import Task
 from finetune.page.tabs.words import bad, connect, good, plain, told
+from finetune.page.tasks import Task
 from finetune.page.weights import WeightsDesk
 from vallex.errors import WeightsError
 from vallex.sources import DEFAULT_COMPONENTS, HUB, Component

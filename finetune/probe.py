@@ -65,7 +65,8 @@ class _Pass:
 
 def estimate_stage(trainer: Trainer) -> Estimate:
     """Measures a stage that is set up; leaves its generators, gradients and statistics as they were."""
-    one = _measure(trainer, trainer.batching.max_duration_sec)
+    with trainer.weights.whole(trainer.half):
+        one = _measure(trainer, trainer.batching.max_duration_sec)
     settings, state = trainer.stage_config, trainer.state
     train, valid = trainer.train_set.table, trainer.valid_set.table
     plan = plan_epoch(train, trainer.batching, 0)
@@ -90,7 +91,8 @@ def estimate_stage(trainer: Trainer) -> Estimate:
 
 def fit_to_memory(trainer: Trainer) -> float:
     """The seconds a batch for which every process has memory, MAX_AUTO_SEC at the most."""
-    one = _measure(trainer, FIRST_AUTO_SEC)
+    with trainer.weights.whole(trainer.half):
+        one = _measure(trainer, FIRST_AUTO_SEC)
     room = USABLE * _free_bytes(trainer) - _training_bytes(trainer)
     bytes_a_second = max(OVERHEAD * one.kept_bytes / one.batch_sec, 1.0)
     seconds = min(max(room / bytes_a_second, 1.0), MAX_AUTO_SEC)
@@ -140,7 +142,7 @@ def _measure_batch(trainer: Trainer, rows: Sequence[int]) -> _Pass:
             stage = 0 if trainer.stage == "ar" else 1
             loss = model(batch, stage, generator=torch.Generator().manual_seed(0)).loss
         if loss.requires_grad:
-            # not backward(): DDP would take the pass for one of training, and wait for its gradients
+            # not backward(), which would leave gradients where none are taken off again
             torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
         if device.type == "cuda":
             torch.cuda.synchronize()
@@ -161,8 +163,9 @@ def _model_bytes(trainer: Trainer) -> int:
 
 def _training_bytes(trainer: Trainer) -> int:
     """Gradients, optimizer and averages of what is trained, before any of it is there."""
-    trained = sum(p.nbytes for group in trainer.groups for p in group.parameters)
-    return trained * (1 + NUM_OPTIMIZER_COPIES + (trainer.average is not None))
+    trained = sum(p.nbytes for p in trainer.weights.trained)
+    held = sum(trainer.weights.held(p).nbytes for p in trainer.weights.trained)
+    return trained + held * (NUM_OPTIMIZER_COPIES + (trainer.average is not None))
 
 
 def _free_bytes(trainer: Trainer) -> int:

@@ -19,7 +19,15 @@ from vallex.errors import ConfigError, TrainingError
 TIMEOUT = timedelta(minutes=10)
 """How long one waits for the others where nothing says that they are gone, as when a machine is unplugged."""
 
-_UNSUPPORTED = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+_REFUSED = {
+    "ACCELERATE_USE_DEEPSPEED": "the processes were started for DeepSpeed, which is not supported; choose "
+    "multi-GPU or FSDP in accelerate config",
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params is true, but a share of the weights is small enough for its "
+    "GPU; set it to false",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing is true, which is a setting of a run; "
+    "set it to false, and --set gradient_checkpointing=true",
+}
+"""What accelerate's configuration file may ask for, by the variables that it becomes, and is not done."""
 _CONNECTION_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket", re.IGNORECASE)
 
 
@@ -27,19 +35,19 @@ class PartnerLostError(TrainingError):
     """Another process of the run is gone."""
 
 
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("true", "1")
+
+
 class Processes:
     """All processes of a run, joined when this is made; one alone needs no communication.
 
-    errors: ConfigError where they were started for a way of training that is not DDP
+    errors: ConfigError where they were started for a way of training that is neither DDP nor FSDP
     """
 
     def __init__(self):
-        for name, variable in _UNSUPPORTED.items():
-            if os.environ.get(variable, "").lower() in ("true", "1"):
-                raise ConfigError(
-                    f"the processes were started for {name}, which is not supported: each takes the whole "
-                    "model, which is small enough. Choose multi-GPU without it in accelerate config"
-                )
+        if faults := [text for variable, text in _REFUSED.items() if _is_set(variable)]:
+            raise ConfigError("; ".join(faults))
         num_started = int(os.environ.get("WORLD_SIZE", "1"))
         # without a GPU accelerate would take each process for a run of its own
         state = PartialState(
@@ -48,6 +56,8 @@ class Processes:
         )
         self.index: int = state.process_index
         self.num: int = state.num_processes
+        self.is_sharded: bool = self.num > 1 and _is_set("ACCELERATE_USE_FSDP")
+        """Whether each holds a share of the weights (FSDP), not all of them."""
         self._group = distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.num > 1 else None
 
     @property

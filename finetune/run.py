@@ -24,6 +24,7 @@ from finetune.processes import Processes
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
 from finetune.run_spec import RunSpec, differences
+from finetune.sharing import check_sharing
 from finetune.train import plan_stage, train_stage
 from finetune.trainer import make_accelerator, set_up_stage
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
@@ -114,6 +115,7 @@ def _load_and_check(spec: RunSpec, processes: Processes) -> tuple[VALLE, Prepare
             f"start it with --processes {spec.num_processes}, or by accelerate launch"
         )
     check_combinations(spec.config, spec.stages, init=spec.init, add_languages=spec.add_languages)
+    check_sharing(spec.config, spec.stages, processes)
     for stage in spec.stages:
         optimizer_class(getattr(spec.config, stage).optimizer)
     tokenizer = PhonemeTokenizer()

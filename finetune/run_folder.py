@@ -149,12 +149,12 @@ class RunFolder:
         self._cut_log(stage, state["state"]["step"])
         return state
 
-    def save_fault(self, stage: str, step: int, content: dict) -> Path:
-        """Writes the batches of a step that was not finite, and returns where."""
+    def save_fault(self, stage: str, step: int, content: dict, *, is_own: bool = True) -> Path:
+        """Writes the batches of a step that was not finite, in the process whose they are; returns where."""
         import torch
 
         path = self.path / "faults" / f"{stage}-step-{step}.pt"
-        if not self.is_writer:
+        if not is_own:
             return path
         with suppress(OSError, RuntimeError), atomic_write(path) as temporary:
             torch.save(content, temporary)  # for inspection: no room for it is no reason to end

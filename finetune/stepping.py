@@ -7,7 +7,7 @@ anything that is not finite reach the weights. What it finds is traced to a modu
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from finetune.optim import schedule_factor
 from finetune.tracking import record
 from finetune.trainer import Trainer
-from vallex.errors import TrainingError
 from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
 
@@ -43,8 +42,6 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
     state, settings = trainer.state, trainer.stage_config
     held = [next(batches) for _ in range(settings.accumulate)]
     before = trainer.draws.get_state()
-    sums = trainer.accelerator.reduce(_accumulate_in_memory(trainer, held, before), reduction="sum")
-    grad_norm, is_finite = _normalize(trainer, sums)
     learning_rate = trainer.lr * schedule_factor(
         settings.schedule,
         state.step,
@@ -55,55 +52,86 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
     )
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_factor"]
-    state.step += 1
+    with trainer.weights.whole(trainer.half):
+        own = _accumulate_in_memory(trainer, held, before)
+        sums = trainer.accelerator.reduce(own.sums, reduction="sum")
+        grad_norm, is_finite = _normalize(trainer, sums)
+        state.step += 1
+        if not is_finite:
+            _skip(trainer, held, before, own, learning_rate)
     if is_finite:
-        if any(p.grad is not None for group in trainer.optimizer.param_groups for p in group["params"]):
+        if trainer.weights.with_gradient():
             trainer.optimizer.step()
         if trainer.average is not None:
             trainer.average.update(state.step)
         trainer.window += sums
-    else:
-        _skip(trainer, held, before, learning_rate)
     state.seconds += time.monotonic() - began
     return Step(learning_rate=learning_rate, grad_norm=grad_norm)
 
 
-def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) -> Tensor:
-    """The gradients of a step's batches, each in as many parts as memory asks for; returns their sums.
+@dataclass(frozen=True, kw_only=True)
+class _Own:
+    """What one of several processes has computed of a step, which tells whose a fault is.
 
-    Losses are sums, so that the parts of a batch give the gradient of the whole.
+    sums: [4], loss, targets, hits and frames
+    grad_norm: [], of its gradients before they were summed
     """
+
+    sums: Tensor
+    grad_norm: Tensor
+
+
+def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) -> _Own:
+    """The gradients of a step's batches over all processes, in as many parts as memory asks for.
+
+    Losses are sums, so that the parts of a batch give the gradient of the whole. Until every process has its
+    gradients nothing is sent, so that where one of them has no room, all begin again.
+    """
+    weights, processes = trainer.weights, trainer.processes
     while True:
+        failed = False
         try:
-            return _accumulate(trainer, held)
+            sums = _accumulate(trainer, held)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            _halve(trainer, held, error)
+            failed = True
         # outside the handler, whose traceback holds what filled the memory
+        longest = max(int(batch.code_lens.max()) for batch in held) / FRAME_RATE_HZ
+        num_rows = max(len(batch.text) for batch in held)
+        reached = [parameter.grad is not None for parameter in weights.trained]
+        rows = processes.gather([failed, num_rows, longest, *reached])
+        if not any(row[0] for row in rows):
+            norm = _norm(weights.trained) if processes.num > 1 else sums.new_zeros(())
+            own = _Own(sums=sums, grad_norm=norm)
+            weights.sum_gradients([any(column) for column in zip(*(row[3:] for row in rows), strict=True)])
+            return own
+        _halve(trainer, [row[:3] for row in rows if row[0]])
         trainer.draws.set_state(draws)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
 
+def _norm(parameters: list[torch.nn.Parameter]) -> Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
+    """The gradients that this process's batches give; returns their sums, [4] as in `Trainer.window`."""
     accelerator = trainer.accelerator
     trainer.wrapped.train()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.model.zero_grad(set_to_none=True)
     sums = torch.zeros_like(trainer.window)
-    parts = list(_parts(trainer, held, trainer.draws))
-    for number, (part, codebook) in enumerate(parts, start=1):
-        batch = part.to(accelerator.device, non_blocking=True)
-        with nullcontext() if number == len(parts) else accelerator.no_sync(trainer.wrapped):
-            out = trainer.wrapped(
-                batch,
-                codebook,
-                generator=trainer.draws,
-                label_smoothing=trainer.stage_config.label_smoothing,
-            )
-            # of the NAR's heads a step has one: where only others are trained, it has no gradient
-            if out.loss.requires_grad:
-                accelerator.backward(out.loss / _scale(trainer))
+    for part, codebook in _parts(trainer, held, trainer.draws):
+        out = trainer.wrapped(
+            part.to(accelerator.device, non_blocking=True),
+            codebook,
+            generator=trainer.draws,
+            label_smoothing=trainer.stage_config.label_smoothing,
+        )
+        # of the NAR's heads a step has one: where only others are trained, it has no gradient
+        if out.loss.requires_grad:
+            accelerator.backward(out.loss / _scale(trainer))
         sums += torch.stack([out.loss.detach(), out.num_targets, out.top10_correct, out.num_frames])
     return sums
 
@@ -123,21 +151,17 @@ def _scale(trainer: Trainer) -> float:
     return trainer.state.batch_sec * FRAME_RATE_HZ
 
 
-def _halve(trainer: Trainer, held: list[Batch], error: RuntimeError) -> None:
-    """Asks for parts of half the size; TrainingError where they cannot be smaller."""
+def _halve(trainer: Trainer, failed: list[list[float]]) -> None:
+    """Asks for parts of half the size; TrainingError where they cannot be smaller.
+
+    failed: of each process that had no room, 1, the clips of its largest batch, and seconds of its longest
+    """
     state = trainer.state
     what = f"out of memory at step {state.step + 1} of the {trainer.stage.upper()}"
-    if trainer.accelerator.num_processes > 1:
-        # the others wait for this one's gradients, and cannot be told to begin again
-        raise TrainingError(
-            f"{what}: batches have {state.batch_sec:g} s; set max_batch_sec={state.batch_sec / 2:g} and "
-            f"accumulate={2 * trainer.stage_config.accumulate}, which trains alike, or {ADVICE}"
-        ) from error
-    if max(len(batch.text) for batch in held) <= state.num_parts:
-        longest = max(int(batch.code_lens.max()) for batch in held) / FRAME_RATE_HZ
-        raise TrainingError(
-            f"{what}: no room for one clip alone; the longest of this step has {longest:.1f} s. {ADVICE}"
-        ) from error
+    if alone := [longest for _, num_rows, longest in failed if num_rows <= state.num_parts]:
+        raise trainer.processes.shared_fault(
+            f"{what}: no room for one clip alone; the longest of this step has {max(alone):.1f} s. {ADVICE}"
+        )
     state.num_parts *= 2
     trainer.display.note(
         f"{what.capitalize()}: from here on a batch is computed in {state.num_parts} parts; steps stay what "
@@ -150,13 +174,12 @@ def _normalize(trainer: Trainer, totals: Tensor) -> tuple[float, bool]:
 
     totals: [4], the step's sums over all processes
     """
-    accelerator = trainer.accelerator
-    parameters = [p for p in trainer.model.parameters() if p.grad is not None]
+    accelerator, parameters = trainer.accelerator, trainer.weights.with_gradient()
     if parameters:
         accelerator.unscale_gradients(trainer.optimizer)
-        factor = _scale(trainer) * accelerator.num_processes / totals[1].clamp(min=1)
+        factor = _scale(trainer) / totals[1].clamp(min=1)
         torch._foreach_mul_([p.grad for p in parameters], factor)
-    total_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    total_norm = trainer.weights.grad_norm()
     norm, loss = torch.stack([total_norm.to(totals), totals[0]]).tolist()
     if math.isfinite(norm):  # else all gradients would be NaN, and no longer tell whose it was
         limit = trainer.stage_config.clip_norm or math.inf
@@ -166,21 +189,23 @@ def _normalize(trainer: Trainer, totals: Tensor) -> tuple[float, bool]:
     return norm, is_finite
 
 
-def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, learning_rate: float) -> None:
+def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, own: _Own, learning_rate: float) -> None:
     """Leaves a step out: says where its numbers went wrong, saves its batches, and counts it."""
     state, folder, stage, allowed = trainer.state, trainer.folder, trainer.stage, trainer.config.max_faults
-    where, is_damaged = _find_fault(trainer, held, draws)
+    processes = trainer.processes
+    is_own = not math.isfinite(own.grad_norm) or not math.isfinite(own.sums[0])
+    found = processes.gather_objects((is_own, *_find_fault(trainer, held, draws, _broken(trainer))))
+    # all processes leave the step out; what tells most is whose batch it was
+    culprit = next((index for index, (is_theirs, *_) in enumerate(found) if is_theirs), 0)
+    _, where, is_damaged = found[culprit]
+    saved = {"batches": [_tensors(batch) for batch in held], "draws": draws, "stage": stage}
+    path = folder.save_fault(stage, state.step, saved, is_own=processes.index == culprit)
     scaler = trainer.accelerator.scaler
-    if scaler is not None and any(p.grad is not None for p in trainer.model.parameters()):
+    if scaler is not None and trainer.weights.with_gradient():
         # without a step it would remember that it has unscaled, and refuse to again
         scaler.update(scaler.get_scale() * scaler.get_backoff_factor())
     trainer.optimizer.zero_grad(set_to_none=True)
     state.num_faults += 1
-    saved = {"batches": [_tensors(batch) for batch in held], "draws": draws, "stage": stage}
-    # all processes leave the step out; what tells most is whose batch it was
-    found = trainer.processes.gather_objects((where, is_damaged, saved))
-    where, is_damaged, saved = next((one for one in found if "the output" in one[0]), found[0])
-    path = folder.save_fault(stage, state.step, saved)
     record(trainer, "fault", {"where": where, "lr": learning_rate})
     text = (
         f"the {stage.upper()} is not finite at step {state.step}: first {where}. Its batch is in {path}, for "
@@ -190,7 +215,7 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, learning_rate: flo
         trainer.display.note(f"{text}; the step is left out ({state.num_faults} of {allowed})")
         return
     # not saved: weights may be finite and ruined; the last validation has seen that those before were good
-    raise trainer.processes.shared_fault(
+    raise processes.shared_fault(
         f"{text}. The learning rate {trainer.lr:g} is too high for these weights, or fp16 "
         f"overflowed; lower {stage}.lr or set precision=bf16 (max_faults={allowed} such steps are left out). "
         "What was saved at the last validation is whole"
@@ -201,19 +226,31 @@ def _tensors(batch: Batch) -> dict:
     return {f.name: getattr(batch, f.name) for f in fields(batch)}
 
 
-def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor) -> tuple[str, bool]:
+def _broken(trainer: Trainer) -> list[str]:
+    """The names of the trained parameters whose summed gradients are not finite."""
+    weights = trainer.weights
+    grads = [weights.held(parameter).grad for parameter in weights.trained]
+    own = [grad is not None and not grad.isfinite().all() for grad in grads]
+    columns = zip(*trainer.processes.gather(own), strict=True)  # of a share, another process knows
+    broken = {id(p) for p, column in zip(weights.trained, columns, strict=True) if any(column)}
+    return [name for name, p in trainer.model.named_parameters() if id(p) in broken]
+
+
+def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor, broken: list[str]) -> tuple[str, bool]:
     """Where numbers are first not finite, and whether that is in the model itself.
 
     In its weights, else the output of a module, else the last parameter with such a gradient: gradients are
     computed backwards.
+
+    broken: the names of those parameters
     """
-    model = trainer.model
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+    model, half = trainer.model, trainer.half
+    for name, tensor in [
+        *half.named_parameters(prefix=trainer.stage),
+        *half.named_buffers(prefix=trainer.stage),
+    ]:
         if not tensor.isfinite().all():
             return f"in the weights {name}", True
-    broken = [
-        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-    ]
     found: list[str] = []
     generator = torch.Generator()
     generator.set_state(draws)

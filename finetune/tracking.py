@@ -71,10 +71,10 @@ def record(trainer: "Trainer", kind: str, figures: dict) -> None:
 
 def speak_samples(trainer: "Trainer") -> None:
     """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard."""
-    if trainer.speaker is None:
-        return
-    step = trainer.state.step
-    samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+    step, samples = trainer.state.step, []
+    with trainer.weights.whole(trainer.model):  # of which all processes have a part
+        if trainer.speaker is not None:
+            samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
     for tracker in trainer.accelerator.trackers:
         if tracker.name == "tensorboard":
             for sample in samples:

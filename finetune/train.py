@@ -19,7 +19,14 @@ from finetune.freezing import describe_groups
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
-from finetune.trainer import Trainer, TrainState, save_checkpoints, save_state, set_batch_sec
+from finetune.trainer import (
+    Trainer,
+    TrainState,
+    save_checkpoint,
+    save_other_checkpoints,
+    save_state,
+    set_batch_sec,
+)
 from vallex.errors import ConfigError
 from vallex.model.batch import Batch
 
@@ -163,7 +170,8 @@ def _score(trainer: Trainer, num_batches: int | None = None) -> Score:
     for buffer in trainer.model.buffers():
         broadcast(buffer)  # the prenet's statistics are of what a process has seen
     batches = islice(valid_batches(trainer.valid_set, trainer.batching), num_batches)
-    return evaluate(trainer.model, batches, trainer.stage, trainer.accelerator)
+    with trainer.weights.whole(trainer.half):
+        return evaluate(trainer.model, batches, trainer.stage, trainer.accelerator)
 
 
 def _check_evaluation(trainer: Trainer) -> None:
@@ -195,9 +203,9 @@ def _validate(trainer: Trainer) -> None:
         state.best, state.num_since_best = better, 0
     else:
         state.num_since_best += 1
-    trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", state.step)
+    save_checkpoint(trainer, "last")
     save_state(trainer)
-    save_checkpoints(trainer)
+    save_other_checkpoints(trainer)
     trainer.folder.update(state)
     trainer.display.validated(trainer.stage, state.step, better, state.base)
     speak_samples(trainer)

@@ -5,13 +5,15 @@ came between, setting up again writes what the state speaks of.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import patch_environment
+from torch import Tensor, nn
 
 from finetune.averaging import WeightAverage
 from finetune.config import FinetuneConfig, StageConfig
@@ -24,9 +26,10 @@ from finetune.optim import build_optimizer
 from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
+from finetune.sharing import Replicas, share_weights
 from finetune.tracking import LOGS_FOLDER, tracker_names
 from vallex.errors import ConfigError
-from vallex.model.network import VALLE, LossOutput
+from vallex.model.network import VALLE
 from vallex.text import TextCollator
 
 FIRST_AUTO_SEC = 20.0
@@ -68,7 +71,9 @@ class Trainer:
     stage_config: StageConfig
     accelerator: Accelerator
     model: VALLE
-    wrapped: torch.nn.Module
+    wrapped: nn.Module
+    """The model in the run's precision."""
+    weights: Replicas
     groups: list[ParameterGroup]
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
@@ -77,7 +82,7 @@ class Trainer:
     batching: BatchSettings
     draws: torch.Generator
     state: TrainState
-    window: torch.Tensor
+    window: Tensor
     """[4] float32: loss, targets, hits and frames of all processes since the last line of the log. It stays
     on the device, because reading it waits for it."""
     folder: RunFolder
@@ -92,28 +97,30 @@ class Trainer:
         """The peak learning rate: that of the settings, until another is typed."""
         return self.stage_config.lr if self.state.lr is None else self.state.lr
 
+    @property
+    def half(self) -> nn.Module:
+        """The half of the model that the stage trains."""
+        return getattr(self.model, self.stage)
 
-def make_accelerator(
-    config: FinetuneConfig, *, find_unused: bool = False, logs: Path | None = None
-) -> Accelerator:
+
+def make_accelerator(config: FinetuneConfig, *, logs: Path | None = None) -> Accelerator:
     """What runs a stage on the devices that there are.
 
-    find_unused: whether a step leaves some of the parameters that are trained without a gradient
     logs: a folder for trackers
     errors: ConfigError where the device lacks the precision, or a tracker is not installed
     """
     precision, trackers = config.precision, tracker_names(config.trackers)
     # accelerate remembers the precision of a process's first Accelerator, and takes no other
     AcceleratorState._reset_state()
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused)
     mixed_precision = {"fp32": "no"}.get(precision, precision)
     try:
-        accelerator = Accelerator(
-            mixed_precision=mixed_precision,
-            kwargs_handlers=[ddp],
-            log_with=trackers if logs and trackers else None,
-            project_dir=logs,
-        )
+        # shares of the weights are ours (finetune.sharing); accelerate has them on GPUs only
+        with patch_environment(ACCELERATE_USE_FSDP="false"):
+            accelerator = Accelerator(
+                mixed_precision=mixed_precision,
+                log_with=trackers if logs and trackers else None,
+                project_dir=logs,
+            )
     except ValueError as error:
         raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
     if precision == "fp16" and accelerator.scaler is None:
@@ -136,24 +143,20 @@ def set_up_stage(
 ) -> Trainer:
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
-    accelerator = make_accelerator(config, find_unused=stage == "nar", logs=folder.path / LOGS_FOLDER / stage)
+    accelerator = make_accelerator(config, logs=folder.path / LOGS_FOLDER / stage)
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     groups = set_up_model(stage, config, model)
+    if saved:
+        load_trained_tensors(model, stage, groups, saved["trained"])
     # from here on each process draws dropout, stages and prefixes of its own
     seed = config.seed * 1_000_003 + processes.index
     torch.manual_seed(seed)
     draws = torch.Generator().manual_seed(seed)
-    optimizer = build_optimizer(
-        stage_config.optimizer,
-        optimizer_groups(groups, stage_config.lr, stage_config.weight_decay),
-        lr=stage_config.lr,
-        betas=(stage_config.beta1, stage_config.beta2),
-        weight_decay=stage_config.weight_decay,
-    )
-    if processes.num > 1:
-        model.register_forward_hook(partial(_reach_a_parameter, groups[0].parameters[0]))
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    # not to be trained by DDP: the gradients of several processes are summed by `weights`
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True)
+    weights = share_weights(model, processes)
+    optimizer = accelerator.prepare_optimizer(_new_optimizer(stage_config, groups, weights))
     collator = TextCollator(
         bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
     )
@@ -174,9 +177,10 @@ def set_up_stage(
         accelerator=accelerator,
         model=model,
         wrapped=wrapped,
+        weights=weights,
         groups=groups,
         optimizer=optimizer,
-        average=_new_average(stage_config, groups),
+        average=_new_average(stage_config, groups, weights),
         train_set=train_set,
         valid_set=CodesDataset(data.valid, collator),
         batching=batching,
@@ -206,39 +210,28 @@ def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
     trainer.total_steps = math.ceil(num_batches / accumulate)
 
 
-def _reach_a_parameter(parameter: torch.Tensor, model: VALLE, inputs: tuple, out: LossOutput) -> LossOutput:
-    """Gives a training pass that reaches nothing that is trained (another head's) a gradient of 0.
-
-    Each process must come to the backward pass, where all of them wait for each other.
-    """
-    if not model.training or not torch.is_grad_enabled() or out.loss.requires_grad:
-        return out
-    return replace(out, loss=out.loss + 0.0 * parameter.sum())
-
-
-def _restore(trainer: Trainer, saved: dict) -> None:
-    """Puts back what `save_state` saved."""
-    load_trained_tensors(trainer.model, trainer.stage, trainer.groups, saved["trained"])
-    trainer.state = TrainState(**saved["state"])
-    trainer.window = saved["window"].to(trainer.accelerator.device)
-    if trainer.average is not None:
-        trainer.average.load_state_dict(saved["average"])
-    trainer.optimizer.load_state_dict(saved["optimizer"])
-    if trainer.accelerator.scaler is not None:
-        trainer.accelerator.scaler.load_state_dict(saved["scaler"])
-    _restore_generators(saved["generators"][trainer.processes.index], trainer.draws)
-    last = trainer.state.last
-    if last is not None and last["step"] == trainer.state.step:
-        # a kill may have come between the state and the files that it speaks of
-        trainer.folder.save_checkpoint(trainer.model, trainer.stage, "last", trainer.state.step)
-        save_checkpoints(trainer)
+def _new_optimizer(
+    settings: StageConfig, groups: list[ParameterGroup], weights: Replicas
+) -> torch.optim.Optimizer:
+    parts = optimizer_groups(groups, settings.lr, settings.weight_decay)
+    return build_optimizer(
+        settings.optimizer,
+        [part | {"params": [weights.held(p) for p in part["params"]]} for part in parts],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+    )
 
 
-def _new_average(settings: StageConfig, groups: list[ParameterGroup]) -> WeightAverage | None:
+def _new_average(
+    settings: StageConfig, groups: list[ParameterGroup], weights: Replicas
+) -> WeightAverage | None:
     if settings.average == "none":
         return None
     parameters = {
-        names[0]: p for group in groups for names, p in zip(group.names, group.parameters, strict=True)
+        names[0]: weights.held(p)
+        for group in groups
+        for names, p in zip(group.names, group.parameters, strict=True)
     }
     return WeightAverage(
         kind=settings.average,
@@ -248,7 +241,34 @@ def _new_average(settings: StageConfig, groups: list[ParameterGroup]) -> WeightA
     )
 
 
-def save_checkpoints(trainer: Trainer) -> None:
+def _restore(trainer: Trainer, saved: dict) -> None:
+    """Puts back what `save_state` saved, but for the weights."""
+    own_part = trainer.weights.own_part
+    trainer.state = TrainState(**saved["state"])
+    trainer.window = saved["window"].to(trainer.accelerator.device)
+    if trainer.average is not None:
+        held = trainer.average.parameters
+        trainer.average.load_state_dict(
+            {name: own_part(held[name], value) for name, value in saved["average"].items()}
+        )
+    trainer.optimizer.load_state_dict(_of_each_parameter(trainer.optimizer, saved["optimizer"], own_part))
+    if trainer.accelerator.scaler is not None:
+        trainer.accelerator.scaler.load_state_dict(saved["scaler"])
+    _restore_generators(saved["generators"][trainer.processes.index], trainer.draws)
+    last = trainer.state.last
+    if last is not None and last["step"] == trainer.state.step:
+        # a kill may have come between the state and the files that it speaks of
+        save_checkpoint(trainer, "last")
+        save_other_checkpoints(trainer)
+
+
+def save_checkpoint(trainer: Trainer, which: str) -> None:
+    """Writes the weights as they are as the stage's "last" or "best"."""
+    with trainer.weights.whole(trainer.model):
+        trainer.folder.save_checkpoint(trainer.model, trainer.stage, which, trainer.state.step)
+
+
+def save_other_checkpoints(trainer: Trainer) -> None:
     """Gives the last checkpoint its other names, and writes the best one where it is an average."""
     state, folder, stage = trainer.state, trainer.folder, trainer.stage
     if trainer.config.keep:
@@ -260,7 +280,7 @@ def save_checkpoints(trainer: Trainer) -> None:
         folder.link_last(stage, "best")
     else:
         with trainer.average.in_place():
-            folder.save_checkpoint(trainer.model, stage, "best", state.step)
+            save_checkpoint(trainer, "best")
 
 
 def save_state(trainer: Trainer) -> None:
@@ -272,18 +292,39 @@ def save_state(trainer: Trainer) -> None:
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         }
     )
-    trainer.folder.save_state(
-        trainer.stage,
-        {
-            "state": asdict(trainer.state),
-            "trained": trained_tensors(trainer.model, trainer.stage, trainer.groups),
-            "average": trainer.average and trainer.average.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "scaler": trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
-            "window": trainer.window,
-            "generators": generators,
-        },
-    )
+    collect, average = trainer.weights.collect, trainer.average
+    averaged = average and {
+        name: collect(average.parameters[name], value) for name, value in average.state_dict().items()
+    }
+    optimizer = _of_each_parameter(trainer.optimizer, trainer.optimizer.state_dict(), collect)
+    with trainer.weights.whole(trainer.half):
+        trainer.folder.save_state(
+            trainer.stage,
+            {
+                "state": asdict(trainer.state),
+                "trained": trained_tensors(trainer.model, trainer.stage, trainer.groups),
+                "average": averaged,
+                "optimizer": optimizer,
+                "scaler": trainer.accelerator.scaler and trainer.accelerator.scaler.state_dict(),
+                "window": trainer.window,
+                "generators": generators,
+            },
+        )
+
+
+def _of_each_parameter(
+    optimizer: torch.optim.Optimizer, state: dict, change: Callable[[nn.Parameter, Tensor], Tensor | None]
+) -> dict:
+    """An optimizer's `state_dict` with each tensor that goes with a parameter changed."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    changed = {
+        index: {
+            name: change(held[index], value) if isinstance(value, Tensor) else value
+            for name, value in own.items()
+        }
+        for index, own in state["state"].items()
+    }
+    return state | {"state": changed}
 
 
 def _restore_generators(saved: dict, draws: torch.Generator) -> None:

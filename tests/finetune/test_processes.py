@@ -1,6 +1,7 @@
 """Several processes train as one would: same losses, one writer, one decision; none waits for ever."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -9,7 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, partialmethod
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,10 +26,13 @@ from finetune.processes import Processes
 from finetune.results import read_result
 from finetune.run import finetune
 from finetune.run_spec import RunSpec, resumed_spec
+from finetune.sharing import check_sharing
 from vallex.errors import ConfigError, TrainingError
 from vallex.model.checkpoint import save_model
+from vallex.model.network import VALLE
 
 TIMEOUT_SEC = 120
+POISONED = "anna_3"
 
 
 class StopAt(Display):
@@ -42,29 +50,68 @@ class StopAt(Display):
             signal.raise_signal(signal.SIGINT)
 
 
-def one_of_them(rank: int, port: int, spec: RunSpec, resume: bool, stop_at: tuple, outcomes) -> None:
+def no_room(forward, model, batch, *args, **kwargs):
+    """A pass of the network where there is memory for one clip at a time."""
+    out = forward(model, batch, *args, **kwargs)
+    if model.training and torch.is_grad_enabled() and len(batch.text) > 1:
+        out.loss.backward()  # as far as it came
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return out
+
+
+def poisoned(forward, model, batch, *args, **kwargs):
+    """A pass of the network in which one clip's numbers overflow."""
+    factor = math.inf if model.training and POISONED in batch.ids else 1.0
+    hook = model.ar.decoder.layers[0].register_forward_hook(lambda *of: of[-1] * factor)
+    try:
+        return forward(model, batch, *args, **kwargs)
+    finally:
+        hook.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How two processes are started.
+
+    sharded: as `accelerate launch` with a configuration of FSDP does
+    fault: what befalls the second alone, in place of `VALLE.forward`
+    """
+
+    resume: bool = False
+    stop_at: tuple = (None, 0)
+    sharded: bool = False
+    fault: Callable | None = None
+
+
+def one_of_them(rank: int, port: int, spec: RunSpec, launch: Launch, outcomes) -> None:
     """What each process does."""
     where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": spec.num_processes, "LOCAL_WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in where.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"ACCELERATE_USE_FSDP": "true"} if launch.sharded else {}
     torch.set_num_threads(1)
-    result = finetune(spec, StopAt(*stop_at), resume=resume)
-    outcomes.put((rank, result.status))
+    if rank == 1 and launch.fault is not None:
+        VALLE.forward = partialmethod(partial(launch.fault, VALLE.forward))
+    try:
+        outcome = finetune(spec, StopAt(*launch.stop_at), resume=launch.resume).status
+    except TrainingError as error:
+        outcome = f"{type(error).__name__}: {error}"
+    outcomes.put((rank, outcome))
 
 
 @pytest.fixture(scope="module")
 def together():
     """Runs a spec in two processes, which have what they import already; returns how each ended."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune.run", "finetune.eve", "accelerate", "lhotse"])
+    context.set_forkserver_preload(["finetune.run", "finetune.eve", "accelerate", "lhotse", "peft"])
 
-    def run(spec: RunSpec, *, resume: bool = False, stop_at: tuple = (None, 0)) -> list[str]:
+    def run(spec: RunSpec, **launch) -> list[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         outcomes = context.Queue()
         processes = [
-            context.Process(target=one_of_them, args=(rank, port, spec, resume, stop_at, outcomes))
+            context.Process(target=one_of_them, args=(rank, port, spec, Launch(**launch), outcomes))
             for rank in range(2)
         ]
         for process in processes:
@@ -97,7 +144,7 @@ def test_two_processes_when_nothing_is_drawn_then_losses_are_those_of_one(
     }
     prepared = make_prepared(tmp_path / "set", clips)
     common = {"dropout": 0.0, "max_steps": 6, "validate_every": 3}
-    for name, num_processes, accumulate in (("one", 1, 2), ("two", 2, 1)):
+    for name, num_processes, accumulate in (("one", 1, 2), ("two", 2, 1), ("shares", 2, 1)):
         stage = common | {"accumulate": accumulate}
         spec = make_spec(
             tmp_path,
@@ -110,30 +157,45 @@ def test_two_processes_when_nothing_is_drawn_then_losses_are_those_of_one(
         if num_processes == 1:
             finetune(spec, Display())
         else:
-            assert together(spec) == ["done", "done"]
-    logs = [read_log(tmp_path / name) for name in ("one", "two")]
-    assert [(line["stage"], line["kind"], line["step"]) for line in logs[0]] == [
-        (line["stage"], line["kind"], line["step"]) for line in logs[1]
-    ]
-    assert {line.get("epoch") for line in logs[1]} >= {0, 1}
-    for one, two in zip(*logs, strict=True):
-        for name, tolerance in (("loss", 1e-5), ("top10", 0.0), ("grad_norm", 1e-4)):
-            if name in one:
-                assert two[name] == pytest.approx(one[name], rel=tolerance), (name, one)
-    weights, others = (read_weights(tmp_path / name) for name in ("one", "two"))
-    before = read_weights(tmp_path / "init.safetensors")
+            assert together(spec, sharded=name == "shares") == ["done", "done"]
+    log, weights, before = (
+        read(tmp_path / name)
+        for read, name in ((read_log, "one"), (read_weights, "one"), (read_weights, "init.safetensors"))
+    )
     moved = max((weights[name] - before[name]).abs().max() for name in before)
-    for name, value in weights.items():
-        torch.testing.assert_close(value, others[name], atol=float(moved) * 0.02, rtol=0, msg=name)
+    for run in ("two", "shares"):
+        other_log, other_weights = read_log(tmp_path / run), read_weights(tmp_path / run)
+        assert [(line["stage"], line["kind"], line["step"]) for line in log] == [
+            (line["stage"], line["kind"], line["step"]) for line in other_log
+        ]
+        assert {line.get("epoch") for line in other_log} >= {0, 1}
+        for one, other in zip(log, other_log, strict=True):
+            for name, tolerance in (("loss", 1e-5), ("top10", 0.0), ("grad_norm", 1e-4)):
+                if name in one:
+                    assert other[name] == pytest.approx(one[name], rel=tolerance), (run, name, one)
+        for name, value in weights.items():
+            tolerance = {"atol": float(moved) * 0.02, "rtol": 0}
+            torch.testing.assert_close(value, other_weights[name], **tolerance, msg=f"{run} {name}")
+    assert _figures_of(tmp_path / "shares") == pytest.approx(_figures_of(tmp_path / "two"), rel=1e-5)
 
 
+def _figures_of(run_dir: Path) -> list[float]:
+    phases = read_result(run_dir).phases
+    return [
+        score[name] for phase in phases for score in (phase.best, phase.last) for name in ("loss", "step")
+    ]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
 def test_two_processes_when_stopped_and_resumed_then_are_as_if_they_never_were(
-    together, make_spec, make_config, assert_same_outcome, read_log, tmp_path
+    together, sharded, make_spec, make_config, assert_same_outcome, read_log, tmp_path
 ):
-    # epochs of unequally many batches, and everything drawn
+    # epochs of unequally many batches, and everything drawn; of the NAR's heads a step has one or two
     stage = {"max_steps": 5, "validate_every": 3}
-    config = make_config(ar=stage | {"average": "ema"}, nar=stage)
-    assert together(make_spec(tmp_path, "whole", config=config, num_processes=2)) == ["done", "done"]
+    adapter = {"lora_rank": 2} if sharded else {}
+    config = make_config(ar=stage | {"average": "ema"}, nar=stage | adapter)
+    spec = make_spec(tmp_path, "whole", config=config, num_processes=2)
+    assert together(spec, sharded=sharded) == ["done", "done"]
     log = read_log(tmp_path / "whole")
     lines = [(line["stage"], line["kind"], line["step"]) for line in log]
     assert len(set(lines)) == len(lines)
@@ -141,18 +203,64 @@ def test_two_processes_when_stopped_and_resumed_then_are_as_if_they_never_were(
         ("nar", "train", step) for step in range(1, 6)
     ]
     spec = make_spec(tmp_path, config=config, num_processes=2)
-    assert together(spec, stop_at=("nar", 4)) == ["stopped", "stopped"]
+    assert together(spec, stop_at=("nar", 4), sharded=sharded) == ["stopped", "stopped"]
     assert read_result(tmp_path / "run").phases[1].steps == 4
-    assert together(resumed_spec("run", tmp_path), resume=True) == ["done", "done"]
+    assert together(resumed_spec("run", tmp_path), resume=True, sharded=sharded) == ["done", "done"]
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
 
-def test_two_processes_when_a_pass_reaches_nothing_that_is_trained_then_do_not_wait_for_ever(
-    together, make_spec, make_config, tmp_path
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_when_one_has_no_room_then_both_go_on_in_parts_with_the_same_weights(
+    together, sharded, make_spec, make_config, read_weights, read_log, tmp_path
 ):
-    # a head that most steps of either process do not draw
-    config = make_config(nar={"train": "nar.predict_layers.6.weight", "max_steps": 4})
-    assert together(make_spec(tmp_path, config=config, stages=("nar",), num_processes=2)) == ["done", "done"]
+    # plain steps, for Adam makes much of gradients that are noise
+    stage = {"optimizer": "torch.SGD", "lr": 0.1, "dropout": 0.0, "max_steps": 3, "validate_every": 3}
+    config = make_config(ar=stage, max_batch_sec=3.0, num_buckets=1)
+    for name, fault in (("whole", None), ("parts", no_room)):
+        spec = make_spec(tmp_path, name, config=config, stages=("ar",), num_processes=2)
+        assert together(spec, fault=fault, sharded=sharded) == ["done", "done"]
+    whole, parts = (read_weights(tmp_path / name) for name in ("whole", "parts"))
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0, msg=name)
+    for one, other in zip(read_log(tmp_path / "whole"), read_log(tmp_path / "parts"), strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_two_processes_when_a_clip_of_one_is_not_finite_then_both_leave_out_its_steps_and_end_together(
+    together, sharded, make_spec, make_config, read_log, read_weights, tmp_path
+):
+    config = make_config(ar={"max_steps": 100, "accumulate": 1}, max_faults=1, num_buckets=1)
+    spec = make_spec(tmp_path, config=config, stages=("ar",), num_processes=2)
+    first, second = together(spec, fault=poisoned, sharded=sharded)
+    assert re.match(
+        r"TrainingError: the AR is not finite at step \d+: first in the output of .*\(max_f", first
+    )
+    assert second == first.replace("TrainingError", "PartnerLostError")
+    faults = [line for line in read_log(tmp_path / "run") if line["kind"] == "fault"]
+    assert len(faults) == 2
+    assert all(fault["where"].startswith("in the output of ar.decoder") for fault in faults)
+    for fault in faults:
+        saved = torch.load(tmp_path / f"run/faults/ar-step-{fault['step']}.pt", weights_only=True)
+        assert POISONED in saved["batches"][0]["ids"]
+    assert all(value.isfinite().all() for value in read_weights(tmp_path / "run").values())
+
+
+def test_two_processes_when_a_pass_reaches_nothing_that_is_trained_then_both_kinds_leave_it_alone(
+    together, make_spec, make_config, read_log, read_weights, tmp_path
+):
+    # heads that most steps of either process do not draw
+    config = make_config(nar={"train": "nar.predict_layers.[346].weight", "max_steps": 8})
+    for name in ("replicas", "shares"):
+        spec = make_spec(tmp_path, name, config=config, stages=("nar",), num_processes=2)
+        assert together(spec, sharded=name == "shares") == ["done", "done"]
+    logs = [read_log(tmp_path / name) for name in ("replicas", "shares")]
+    for one, other in zip(*logs, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other.get("grad_norm", 0) == pytest.approx(one.get("grad_norm", 0), rel=1e-4)
+    one, other = (read_weights(tmp_path / name) for name in ("replicas", "shares"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, atol=2e-5, rtol=0, msg=name)
 
 
 class Launched:
@@ -226,11 +334,30 @@ def test_run_when_it_is_for_more_processes_than_there_are_then_is_refused(make_s
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_processes_when_started_for_another_way_of_training_then_are_refused(monkeypatch, name):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ConfigError, match=rf"(?i)started for {name}, which is not supported: .*multi-GPU"):
+@pytest.mark.parametrize(
+    ("variable", "told"),
+    [
+        (
+            "ACCELERATE_USE_DEEPSPEED",
+            "started for DeepSpeed, which is not supported; choose multi-GPU or FSDP",
+        ),
+        ("FSDP_OFFLOAD_PARAMS", "fsdp_offload_params is true, .* set it to false"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "set it to false, and --set gradient_checkpointing=true"),
+    ],
+)
+def test_processes_when_started_for_what_is_not_done_then_are_refused(monkeypatch, variable, told):
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(ConfigError, match=told):
         Processes()
+
+
+def test_settings_when_they_do_not_go_with_shares_then_are_refused(make_config):
+    config = make_config(ar={"optimizer": "scaled-adam", "lr": 0.01}, precision="fp16", compile=True)
+    check_sharing(config, ("ar", "nar"), SimpleNamespace(is_sharded=False))
+    with pytest.raises(ConfigError) as caught:
+        check_sharing(config, ("ar", "nar"), SimpleNamespace(is_sharded=True))
+    told = r"ar.optimizer is scaled-adam, .* take adamw, .*; compile is true, .*; precision is fp16, .*=bf16"
+    assert re.match(told, str(caught.value))
 
 
 def test_launch_when_there_are_fewer_gpus_then_is_refused(monkeypatch):

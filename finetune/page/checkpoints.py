@@ -1,17 +1,17 @@
-"""Which checkpoints can be asked for, and those that are loaded: kept warm within a budget of memory.
+"""Which checkpoints can be asked for, and how they are made ready to speak.
 
 One list for the page and the endpoint: the released model, files in the checkpoints folder, and every run's.
 A name that is asked for is looked up in this list and never made into a path.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from finetune.page.memory import Memory
 from finetune.page.settings import PageSettings
 from finetune.results import checkpoint_names, list_runs
 from vallex.errors import CheckpointError, WeightsError
@@ -77,49 +77,48 @@ def precisions_here() -> list[str]:
 
 
 class WarmModels:
-    """Models loaded on first use; those that were longest unused go when the budget is full.
+    """Models loaded on first use, and kept as long as memory's budget has room for them.
 
     on_forward is called before every pass of a half, and may raise to stop the work.
     """
 
-    def __init__(self, settings: PageSettings, on_forward: Callable[[], None]):
+    def __init__(self, settings: PageSettings, memory: Memory, on_forward: Callable[[], None]):
         self._settings = settings
+        self._memory = memory
         self._on_forward = on_forward
-        self._lock = threading.Lock()
-        self._models: OrderedDict[tuple, tuple[VALLE, int]] = OrderedDict()
 
-    def get(self, choice: Choice, adapter_scale: float = FULL_STRENGTH, precision: str = "") -> VALLE:
-        """The model of a choice, loaded if it is not yet, or if its file is another by now.
+    def lent(
+        self, choice: Choice, adapter_scale: float = FULL_STRENGTH, precision: str = ""
+    ) -> AbstractContextManager[VALLE]:
+        """The model of a choice to be used within, loaded if it is not yet, or if its file is another by now.
 
         precision: "" is what the page was started with
         errors: CheckpointError where it cannot be loaded, or is larger than the budget; ConfigError for a
             precision that this machine does not have
         """
-        with self._lock:
-            stamp = None if choice.path is None else choice.path.stat().st_mtime_ns
-            scale = adapter_scale if choice.path is not None and is_adapter(choice.path) else FULL_STRENGTH
-            precision = precision or self._settings.precision
-            key = (choice.name, stamp, scale, precision)
-            if key not in self._models:
-                for old in [k for k in self._models if k[0] == choice.name and k[1] != stamp]:
-                    del self._models[old]
-                self._make_room(_num_file_bytes(choice.path), choice.name)
-                model = self._load(choice, scale)
-                # counted as it came: weights that are laid out to be multiplied are no parameters
-                num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-                self._make_room(num_bytes, choice.name)
-                to_precision(model, precision)
-                for part in (model.ar.decoder, model.ar.predict_layer, model.nar):
-                    if part is not None:
-                        part.register_forward_pre_hook(lambda module, args: self._on_forward())
-                self._models[key] = (model, num_bytes)
-            self._models.move_to_end(key)
-            return self._models[key][0]
+        stamp = None if choice.path is None else choice.path.stat().st_mtime_ns
+        scale = adapter_scale if choice.path is not None and is_adapter(choice.path) else FULL_STRENGTH
+        precision = precision or self._settings.precision
+        key = _Key(name=choice.name, stamp=stamp, scale=scale, precision=precision)
+        self._memory.drop(lambda old: isinstance(old, _Key) and old.name == key.name and old.stamp != stamp)
+        return self._memory.lent(
+            key,
+            choice.name,
+            _num_file_bytes(choice.path),
+            lambda: self._made_ready(choice, scale, precision),
+            self._on_forward,
+        )
 
-    @property
-    def loaded(self) -> list[tuple[str, int]]:
-        """Names and bytes of what is warm, the longest unused first."""
-        return [(key[0], num_bytes) for key, (_, num_bytes) in self._models.items()]
+    def _made_ready(self, choice: Choice, scale: float, precision: str) -> tuple[VALLE, int]:
+        """A model that can speak, and its bytes."""
+        model = self._load(choice, scale)
+        # counted as it came: weights that are laid out to be multiplied are no parameters
+        num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        to_precision(model, precision)
+        for part in (model.ar.decoder, model.ar.predict_layer, model.nar):
+            if part is not None:
+                part.register_forward_pre_hook(lambda module, args: self._on_forward())
+        return model, num_bytes
 
     def _load(self, choice: Choice, scale: float) -> VALLE:
         if choice.path is None:
@@ -133,15 +132,15 @@ class WarmModels:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return model.to(device)
 
-    def _make_room(self, num_bytes: int, name: str) -> None:
-        budget = self._settings.memory_gb * 1e9
-        if num_bytes > budget:
-            raise CheckpointError(
-                f"{name}: takes {num_bytes / 1e9:.2f} GB; all checkpoints may take "
-                f"{self._settings.memory_gb:g} GB. Start the page with a larger --memory-gb"
-            )
-        while self._models and sum(size for _, size in self._models.values()) + num_bytes > budget:
-            self._models.popitem(last=False)
+
+@dataclass(frozen=True, kw_only=True)
+class _Key:
+    """What a loaded model is known by. stamp: when its file was written."""
+
+    name: str
+    stamp: int | None
+    scale: float
+    precision: str
 
 
 def _num_file_bytes(path: Path | None) -> int:

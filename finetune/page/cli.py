@@ -20,7 +20,9 @@ def app_verb(
     api_key: Annotated[
         str | None, typer.Option(envvar="VALLEX_API_KEY", help="The endpoint /v1/audio/speech asks for it.")
     ] = None,
-    memory_gb: Annotated[float, typer.Option(help="Gigabytes of checkpoints that are kept loaded.")] = 4.0,
+    memory_gb: Annotated[
+        float, typer.Option(help="Gigabytes of checkpoints and recognizers that are kept loaded.")
+    ] = 4.0,
     precision: Annotated[
         str, typer.Option(help="Of the weights: float32, bfloat16, float16 (GPU), int8 (CPU).")
     ] = "float32",

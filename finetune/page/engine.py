@@ -10,12 +10,15 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from finetune.page.checkpoints import WarmModels, find_choice
+from finetune.page.memory import Memory
+from finetune.page.recordings import hear, recognizer_size
 from finetune.page.requests import ZIP, Part, SpeakRequest
 from finetune.page.settings import MAX_TRANSCRIPT_CHARS, MAX_WAITING, PageSettings
 from finetune.page.sound import encode, mark_of, zip_of
@@ -23,9 +26,11 @@ from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import PromptError, TrainingError, VallexError
 from vallex.files import atomic_write
+from vallex.inference.asr import Heard, load_recognizer
 from vallex.inference.prompts import VoicePrompt
 from vallex.inference.synthesizer import Synthesizer
 from vallex.inference.voices import beginning_of, voice_from_recording
+from vallex.model.network import VALLE
 from vallex.text import PhonemeTokenizer
 
 WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
@@ -120,7 +125,9 @@ class Engine:
 
     def __init__(self, settings: PageSettings):
         self.settings = settings
-        self.models = WarmModels(settings, self._check)
+        self.memory = Memory(settings.memory_gb)
+        self.models = WarmModels(settings, self.memory, self._check)
+        self._hearing = threading.Lock()
         self._work = tempfile.TemporaryDirectory(prefix="vallex-page-")  # gone with the process
         self.work_dir = Path(self._work.name)
         self._loading = threading.Lock()
@@ -176,6 +183,18 @@ class Engine:
         except PromptError as error:
             said = str(error).replace(f"{recording}: ", "the recording: ").replace(" (--keep-sec)", "")
             raise PromptError(said) from error
+
+    def hear(self, recording: Path) -> Heard:
+        """What is said in a recording that `take_recording` wrote.
+
+        errors: WeightsError where there is nobody to listen; CheckpointError where memory has no room for it
+        """
+        asr, folder = self.settings.asr, self.settings.checkpoints_dir
+        with self._hearing:  # a recognizer is no use to two at once
+            name, num_bytes = recognizer_size(asr, folder)
+            loading = partial(load_recognizer, asr, checkpoints_dir=folder)
+            with self.memory.lent(name, name, num_bytes, lambda: (loading(), num_bytes)) as recognizer:
+                return hear(recording, recognizer)
 
     def submit(self, request: SpeakRequest, owner: str = "") -> Job:
         """Puts a request into the queue. Errors: Busy; what is wrong with text, voice or checkpoint."""
@@ -269,8 +288,17 @@ class Engine:
         request = job.request
         job.change(status=LOADING)
         choice = find_choice(request.checkpoint, self.settings)
-        model = self.models.get(choice, request.adapter_scale, request.precision)
-        self._check()  # loading cannot be broken off; what it loaded stays warm
+        with self.models.lent(choice, request.adapter_scale, request.precision) as model:
+            self._check()  # loading cannot be broken off; what it loaded stays warm
+            self._speak_by(model, job)
+        if not job.seconds:
+            raise TrainingError(
+                f"nothing was said: {request.checkpoint} ended at once, also when asked again. Try another "
+                "seed, a longer text, or another checkpoint"
+            )
+
+    def _speak_by(self, model: VALLE, job: Job) -> None:
+        request = job.request
         synthesizer = Synthesizer(model, self.vocoder, self._tokenizers[request.unknown_words])
         num_parts, parts = request.speak(synthesizer)
         is_toy = self.settings.offline_toy or bool(model.provenance.get("toy"))
@@ -278,11 +306,6 @@ class Engine:
         with torch.inference_mode():
             for part in parts:
                 job.add(part)
-        if not job.seconds:
-            raise TrainingError(
-                f"nothing was said: {request.checkpoint} ended at once, also when asked again. Try another "
-                "seed, a longer text, or another checkpoint"
-            )
 
 
 def _content(job: Job, kind: str) -> bytes:

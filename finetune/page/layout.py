@@ -76,7 +76,7 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
 @media (max-width: 600px) { .curves svg[role] text { font-size: 21px; }
   .curves svg .axis { display: none; } }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
-progress { width: 100%; height: .7em; accent-color: #c2410c; } .middle { align-items: center; }
+.middle { align-items: center; }
 .side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
 iframe.report { width: 100%; height: min(80vh, 900px); border: 1px solid #8884; border-radius: 8px; }
 .gradio-container .html-container { padding: 0 !important; }

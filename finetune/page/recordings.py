@@ -16,14 +16,21 @@ from finetune.data.levels import find_speech, measure_levels, runs_of
 from finetune.page.settings import MAX_RECORDING_MB, MAX_RECORDING_SEC
 from vallex.codec.audio import KNOWN_FORMATS, SAMPLE_RATE_HZ, load_audio, save_audio
 from vallex.errors import AudioError, WeightsError
-from vallex.inference.asr import ASR_RATE_HZ, Heard, load_recognizer
+from vallex.inference.asr import (
+    ASR_RATE_HZ,
+    POCKETSPHINX,
+    Heard,
+    Recognizer,
+    find_recognizer,
+    missing_recognizer,
+)
 from vallex.inference.voices import ADVISED_PROMPT_SEC, MAX_PROMPT_SEC, MIN_PROMPT_SEC
-from vallex.sources import CHECKPOINTS_DIR
 
 READ_SEC = 60.0
 _MIN_PAUSE_SEC = 0.15
 _EDGE_SEC = 0.1
 _MAX_CHANNELS = 8
+_NUM_SPHINX_BYTES = 110_000_000  # resident, after ten seconds heard
 _RATES_HZ = (4000, 384000)
 
 
@@ -86,16 +93,24 @@ def take_recording(path: Path, name: str, out: Path) -> Recording:
     return Recording(path=out, seconds=length, note=how)
 
 
-def hear(recording: Path, asr: str = "auto", checkpoints_dir: Path = CHECKPOINTS_DIR) -> Heard | None:
-    """What is said in a recording; None where there is nobody to listen (see `load_recognizer`)."""
-    try:
-        recognizer = load_recognizer(asr, checkpoints_dir=checkpoints_dir)
-    except WeightsError:
-        return None
+def hear(recording: Path, recognizer: Recognizer) -> Heard:
+    """What is said in a recording, whatever its language."""
     wav = torchaudio.functional.resample(load_audio(recording), SAMPLE_RATE_HZ, ASR_RATE_HZ)
     with torch.inference_mode():
         [heard] = recognizer.hear([wav])
     return heard
+
+
+def recognizer_size(asr: str, checkpoints_dir: Path) -> tuple[str, int]:
+    """The name of who hears recordings, and the bytes that it takes. WeightsError where there is nobody."""
+    name = None if asr == "none" else find_recognizer(asr, checkpoints_dir=checkpoints_dir)
+    if name is None:
+        raise WeightsError(missing_recognizer(asr, "auto", checkpoints_dir))
+    if name == POCKETSPHINX:
+        return name, _NUM_SPHINX_BYTES
+    folder = checkpoints_dir / name
+    weights = list(folder.glob("model*.safetensors")) or [folder / "pytorch_model.bin"]
+    return name, sum(path.stat().st_size for path in weights)
 
 
 def _cut(is_speech: np.ndarray, frame_sec: float, seconds: float) -> tuple[float, float, str]:

@@ -31,7 +31,7 @@ class PageSettings:
 
     data_dir: where uploaded recordings and the sets prepared from them go
     asr: who hears what is said in a recording
-    memory_gb: of checkpoints that are kept loaded, as float32
+    memory_gb: of checkpoints (counted as float32) and recognizers that are kept loaded
     precision: one of `vallex.model.precision.PRECISIONS`
     password, api_key: asked for where they are given; needed off this machine
     """
@@ -62,7 +62,7 @@ class PageSettings:
                 f"host {self.host}: others can reach it; {'; '.join(faults)}. Or leave --host out (127.0.0.1)"
             )
         if self.memory_gb <= 0:
-            raise ConfigError(f"memory {self.memory_gb:g} GB: give the gigabytes for checkpoints, above 0")
+            raise ConfigError(f"memory {self.memory_gb:g} GB: give the gigabytes for what is loaded, above 0")
         if self.precision != "float32":
             from vallex.model.precision import PRECISIONS  # which takes torch along
 

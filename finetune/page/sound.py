@@ -30,8 +30,8 @@ MEDIA_TYPES = {
 STREAMED = ("wav", "pcm")
 """Sent sentence by sentence; the others when all is spoken."""
 
-SAVED_KINDS = ("wav", "flac", "ogg")
-"""What the page lets people download: the kinds whose files can carry the mark (mp3 has no place for it)."""
+SAVED_KINDS = ("wav", "flac", "ogg", "mp3")
+"""What the page lets people download."""
 
 _SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "opus": "OPUS", "mp3": "MPEG_LAYER_III"}
 _UNKNOWN_LENGTH = 0xFFFFFFFF

@@ -20,8 +20,8 @@ class WeightsDesk:
 
     @property
     def takes_mirrors(self) -> bool:
-        """Whether an address may be given: this machine asks it, so only its own users may."""
-        return is_local(self._settings.host)
+        """Whether an address may be given: this machine asks it, so only who sits at it may."""
+        return is_local(self._settings.host) and not self._settings.password
 
     @property
     def is_busy(self) -> bool:

@@ -8,11 +8,11 @@ import gradio as gr
 
 import finetune
 from finetune.page.engine import Engine
-from finetune.page.recordings import hear, take_recording
+from finetune.page.recordings import take_recording
 from finetune.page.settings import MAX_TRANSCRIPT_CHARS
 from finetune.page.tabs.words import bad, connect, empty, good, plain, told
 from finetune.page.voices import VoiceShelf
-from vallex.errors import PromptError
+from vallex.errors import CheckpointError, PromptError, WeightsError
 from vallex.inference.prompts import VoicePrompt
 from vallex.inference.voices import MAX_PROMPT_SEC, join_voices
 
@@ -151,17 +151,19 @@ class VoicePanel:
         """A recording that was sent: cut, looked at, and heard."""
         if path is None:
             return None, "", "", "auto"
-        settings = self._engine.settings
         out = self._engine.work_dir / f"voice-{secrets.token_hex(8)}.wav"
         taken = take_recording(Path(path), Path(path).name, out)
         note = f"{taken.seconds:.1f} s. {taken.note}".strip() + ("." if taken.note else "")
         said = _text_beside(Path(path))
         if said:
             return str(taken.path), plain(note), said, "auto"
-        heard = hear(taken.path, settings.asr, settings.checkpoints_dir)
-        if heard is None:
+        try:
+            heard = self._engine.hear(taken.path)
+        except WeightsError:
             note += " Nobody here can listen (no Whisper, no pocketsphinx): write what is said."
             return str(taken.path), plain(note), "", "auto"
+        except CheckpointError as error:
+            return str(taken.path), plain(f"{note} Write what is said: {error}."), "", "auto"
         note += f" Heard by {heard.source}: read it through, and mend it."
         return str(taken.path), plain(note), heard.text, heard.language
 

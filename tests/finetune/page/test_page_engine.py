@@ -13,6 +13,7 @@ from finetune.page import engine as engines
 from finetune.page import requests
 from finetune.page.checkpoints import Choice, WarmModels, find_choice, list_choices
 from finetune.page.engine import Busy, Engine
+from finetune.page.memory import Memory
 from finetune.page.requests import (
     ContinueRequest,
     ListRequest,
@@ -32,6 +33,7 @@ from vallex.errors import CheckpointError, ConfigError, ListError, PromptError, 
 from vallex.inference.synthesizer import SpeakSettings, Synthesizer
 from vallex.model.adapter import AdapterSettings, add_adapter, fingerprint_of, save_adapter
 from vallex.model.checkpoint import load_model
+from vallex.model.network import VALLE
 from vallex.model.runs import ADAPTER_FILE
 from vallex.text import PhonemeTokenizer
 
@@ -198,32 +200,44 @@ def test_job_when_cancelled_while_its_checkpoint_loads_then_it_says_so_and_nothi
     gate.set()
     assert job.wait(10**6, timeout_sec=30)
     assert (job.status, job.is_stopping, job.num_parts) == ("cancelled", False, 0)
-    assert [name for name, _ in engine.models.loaded] == ["toy"]
+    assert [name for name, _ in engine.memory.loaded] == ["toy"]
+
+
+def warm_models(settings: PageSettings) -> WarmModels:
+    return WarmModels(settings, Memory(settings.memory_gb), lambda: None)
+
+
+def used(models: WarmModels, choice: Choice, **how) -> VALLE:
+    """A model that was used for a moment."""
+    with models.lent(choice, **how) as model:
+        return model
 
 
 def test_warm_models_when_the_budget_is_full_then_the_longest_unused_goes(settings_of):
     settings = settings_of(memory_gb=0.03)
-    models = WarmModels(settings, lambda: None)
-    toy = models.get(find_choice("toy", settings))
-    assert models.get(find_choice("toy", settings)) is toy
-    models.get(find_choice("tiny.pt", settings))
-    assert [name for name, _ in models.loaded] == ["toy", "tiny.pt"]
-    models._settings = settings_of(memory_gb=0.02)
-    assert models.get(find_choice("toy", settings)) is toy
-    models.get(find_choice("tiny.pt", settings))
-    tight = WarmModels(settings_of(memory_gb=0.001), lambda: None)
-    with pytest.raises(CheckpointError, match=r"tiny.pt: takes 0.01 GB; all checkpoints may take 0.001 GB"):
-        tight.get(find_choice("tiny.pt", settings))
+    models = warm_models(settings)
+    toy = used(models, find_choice("toy", settings))
+    assert used(models, find_choice("toy", settings)) is toy
+    used(models, find_choice("tiny.pt", settings))
+    assert [name for name, _ in models._memory.loaded] == ["toy", "tiny.pt"]
+    models._memory.budget_gb = 0.02
+    assert used(models, find_choice("toy", settings)) is toy
+    models._memory.drop(lambda key: key.name == "tiny.pt")
+    used(models, find_choice("tiny.pt", settings))
+    assert [name for name, _ in models._memory.loaded] == ["tiny.pt"]
+    tight = warm_models(settings_of(memory_gb=0.001))
+    with pytest.raises(CheckpointError, match=r"tiny.pt: takes 0.01 GB; all that is loaded may take 0.001"):
+        used(tight, find_choice("tiny.pt", settings))
 
 
 def test_warm_models_when_a_precision_is_chosen_then_they_speak_in_it_and_count_as_they_came(settings_of):
-    plain, small = (WarmModels(settings_of(precision=name), lambda: None) for name in ("float32", "int8"))
-    models = [warm.get(find_choice("tiny.pt", settings_of())) for warm in (plain, small)]
-    assert [model.precision for model in models] == ["float32", "int8"]
-    assert plain.loaded == small.loaded
-    assert plain.loaded[0][1] > 10**6
-    assert plain.get(find_choice("tiny.pt", settings_of()), precision="int8").precision == "int8"
-    assert [name for name, _ in plain.loaded] == ["tiny.pt", "tiny.pt"]
+    plain, small = (warm_models(settings_of(precision=name)) for name in ("float32", "int8"))
+    tiny = find_choice("tiny.pt", settings_of())
+    assert [used(warm, tiny).precision for warm in (plain, small)] == ["float32", "int8"]
+    assert plain._memory.loaded == small._memory.loaded
+    assert plain._memory.loaded[0][1] > 10**6
+    assert used(plain, tiny, precision="int8").precision == "int8"
+    assert [name for name, _ in plain._memory.loaded] == ["tiny.pt", "tiny.pt"]
     with pytest.raises(ConfigError, match="precision 'int3' is not known; it is one of float32, bfloat16"):
         settings_of(precision="int3")
 
@@ -235,18 +249,59 @@ def test_warm_models_when_an_adapter_is_chosen_then_room_is_made_for_its_base(se
     record = {"path": str(base), "fingerprint": fingerprint_of(model)}
     add_adapter(model, "ar", AdapterSettings(rank=1, alpha=1.0))
     save_adapter(model, tmp_path / ADAPTER_FILE, base=record)
-    models = WarmModels(settings, lambda: None)
-    models.get(find_choice("toy", settings))
+    models = warm_models(settings)
+    used(models, find_choice("toy", settings))
     load, warm = models._load, []
 
     def loading(*args):
-        warm.extend(models.loaded)
+        warm.extend(models._memory.loaded)
         return load(*args)
 
     models._load = loading
-    models.get(Choice(name="anna@best", path=tmp_path / ADAPTER_FILE))
+    used(models, Choice(name="anna@best", path=tmp_path / ADAPTER_FILE))
     assert warm == []
-    assert [name for name, _ in models.loaded] == ["anna@best"]
+    assert [name for name, _ in models._memory.loaded] == ["anna@best"]
+
+
+def test_memory_when_something_is_in_use_then_it_stays_and_who_finds_no_room_waits(monkeypatch):
+    monkeypatch.setattr("finetune.page.memory._WAIT_SEC", 0.01)
+    memory, waited, got = Memory(3e-9), threading.Event(), []
+
+    def using(key):
+        with memory.lent(key, key, 2, lambda: (key, 2), waited.set) as thing:
+            got.append(thing)
+
+    with memory.lent("a", "a", 2, lambda: ("a", 2)):
+        thread = threading.Thread(target=using, args=("b",))
+        thread.start()
+        assert waited.wait(30)
+        assert (got, memory.loaded) == ([], [("a", 2)])
+    thread.join(30)
+    assert (got, memory.loaded) == (["b"], [("b", 2)])
+
+    def giving_up():
+        raise KeyError("called off")
+
+    with (
+        memory.lent("a", "a", 2, lambda: ("a", 2)),
+        pytest.raises(KeyError, match="called off"),
+        memory.lent("b", "b", 2, lambda: ("b", 2), giving_up),
+    ):
+        raise AssertionError("there was no room")
+
+
+def test_recognizer_when_it_has_heard_then_it_stays_loaded_within_the_budget(settings_of, tmp_path):
+    pytest.importorskip("pocketsphinx")
+    recording = next(iter(sorted(SAMPLE.rglob("*.wav"))))
+    engine = Engine(settings_of(asr="pocketsphinx", memory_gb=0.2))
+    heard = engine.hear(recording)
+    assert heard.source == "pocketsphinx"
+    assert engine.memory.loaded == [("pocketsphinx", 110_000_000)]
+    assert engine.hear(recording) == heard
+    with pytest.raises(CheckpointError, match=r"takes 0.11 GB; all that is loaded may take 0.1 GB"):
+        Engine(settings_of(asr="pocketsphinx", memory_gb=0.1)).hear(recording)
+    with pytest.raises(WeightsError, match="nothing can be heard"):
+        Engine(settings_of(asr="none")).hear(recording)
 
 
 def test_choices_when_there_is_no_checkpoint_then_it_says_how_to_get_one(tmp_path):

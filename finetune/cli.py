@@ -174,7 +174,7 @@ def finetune(
 
     from finetune.branching import find_source
     from finetune.display import RichDisplay
-    from finetune.launch import ends_with_its_partners, is_first, launch, num_launched
+    from finetune.launch import ends_with_its_partners, interrupt_once, is_first, launch, num_launched
     from finetune.run import finetune as run_finetune
     from finetune.run import plan as plan_run
     from vallex.errors import ConfigError
@@ -200,6 +200,8 @@ def finetune(
     )
     if spec.num_processes > 1 and num_launched() is None:
         sys.exit(launch([*context.obj, "--name", spec.name], spec.num_processes))
+    if num_launched() is not None:
+        interrupt_once()
     if spec.offline_toy:
         console.print(TOY_NOTICE, highlight=False)
     with ends_with_its_partners():

@@ -10,20 +10,18 @@ import select
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.launch import LAUNCHED
+from finetune.launch import Signals
 from finetune.processes import Processes
 
 STOP_FILE = "stop"
 COMMANDS = "save, eval, quit, lr 1e-5"
 _POLL_SEC = 0.2
-_ECHO_SEC = 1.0  # within which torchrun passes on a signal that the terminal has sent as well
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class Control:
         self.processes = processes
         self._stop_file = stop_file
         self._tell = tell
-        self._asked_at: float | None = None
+        self._is_asked = False
         self._lines: deque[str] = deque()
 
     @contextmanager
@@ -87,7 +85,7 @@ class Control:
         )
 
     def _collect(self) -> Wishes:
-        stop, save, validate, lr = self._asked_at is not None, False, False, None
+        stop, save, validate, lr = self._is_asked, False, False, None
         if self.processes.is_main and self._stop_file.exists():
             self._stop_file.unlink(missing_ok=True)
             stop = True
@@ -104,15 +102,13 @@ class Control:
 
     def _on_signal(self, signum, frame) -> None:
         """Once asks the run to save and end; twice ends it as Ctrl-C does elsewhere."""
-        now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
-        elif not _LAUNCHERS & os.environ.keys() or now - self._asked_at > _ECHO_SEC:
+        if Signals.is_echo():
+            return
+        if self._is_asked:
             raise KeyboardInterrupt
+        self._is_asked = True
 
 
-_LAUNCHERS = {"TORCHELASTIC_RUN_ID", LAUNCHED}
-"""They pass on what may have been sent to each process already: timeout and scancel signal a whole group."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -1,7 +1,7 @@
 """`--processes N`: the same command line in several processes of this machine, one a device.
 
-Ours and not torchrun, which passes on the Ctrl-C that the terminal has sent to each process already: the
-second would end them before they have saved. For several machines there is `accelerate launch`.
+Ours and not torchrun, which ends the others at once where one is gone, before they can say so, and tells of
+it at length. For several machines there is `accelerate launch`.
 """
 
 import math
@@ -19,6 +19,8 @@ from vallex.errors import ConfigError, TrainingError
 LOST_PARTNER = 75
 """How a process of ours ends when another is gone, which the launcher then tells."""
 LAUNCHED = "VALLEX_LAUNCHED"
+_LAUNCHERS = {LAUNCHED, "TORCHELASTIC_RUN_ID"}
+_ECHO_SEC = 1.0  # within which a launcher passes on a signal that has come by itself as well
 _ENDED_WELL = (0, 130)
 _POLL_SEC = 0.1
 _GRACE_SEC = 10.0  # in which the others see that one is gone, write so, and end
@@ -33,6 +35,35 @@ def num_launched() -> int | None:
 def is_first() -> bool:
     """Whether this process is the one that shows."""
     return num_launched() is None or os.environ.get("RANK", "0") == "0"
+
+
+class Signals:
+    """The signals that this process has heard.
+
+    A launcher passes on what it is sent, and terminal, timeout and scancel send to a whole group: what comes
+    twice was meant once.
+    """
+
+    _heard_at = -math.inf
+
+    @classmethod
+    def is_echo(cls) -> bool:
+        """Whether the signal that has just come was heard already."""
+        now = time.monotonic()
+        if _LAUNCHERS & os.environ.keys() and now - cls._heard_at < _ECHO_SEC:
+            return True
+        cls._heard_at = now
+        return False
+
+
+def interrupt_once() -> None:
+    """Makes SIGINT a KeyboardInterrupt but for its echo, which would interrupt the tidying up."""
+
+    def interrupt(signum, frame) -> None:
+        if not Signals.is_echo():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 @contextmanager
@@ -65,9 +96,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         for child in children:
             child.send_signal(signum)
 
-    # the terminal sends Ctrl-C to the children itself
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None)}
-    before[signal.SIGTERM] = signal.signal(signal.SIGTERM, pass_on)
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         children += [_start(arguments, rank, num_processes, port) for rank in range(num_processes)]
         rank, code = _wait(children)

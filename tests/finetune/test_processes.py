@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -313,10 +314,10 @@ def test_processes_on_the_command_line_when_one_is_killed_then_the_other_ends_an
     assert result.status == "failed"
     assert re.match(r"another of the run's 2 processes has ended, .* go on with --resume", result.error)
 
-    # as many as before, without being told; and what stops the first stops all
+    # as many as before, without being told; and what stops the launcher stops all
     again = Launched(["--resume", "--name", "run", "--runs", tmp_path], tmp_path / "run")
     again.wait_for_step(25)
-    again.popen.send_signal(signal.SIGTERM)
+    again.popen.send_signal(signal.SIGINT)
     code, out, err = again.end()
     assert (code, err) == (130, "")
     assert out.count("Stopped and saved.") == 1
@@ -364,6 +365,36 @@ def test_launch_when_there_are_fewer_gpus_then_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match=r"--processes is 3; this machine has 2 GPUs, one for each"):
         launch.launch(["finetune"], 3)
+
+
+OBEDIENT = "import signal, time; signal.signal(signal.{}, lambda *_: exit(130)); print(1); time.sleep(60)"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_launcher_when_it_alone_is_signalled_then_all_are(monkeypatch, name):
+    started = []
+
+    def start(arguments, rank, num_processes, port):
+        child = subprocess.Popen([sys.executable, "-c", OBEDIENT.format(name)], stdout=subprocess.PIPE)
+        child.stdout.read(1)  # it listens
+        started.append(child)
+        if len(started) == num_processes:
+            threading.Timer(0.05, signal.raise_signal, [signal.Signals[name]]).start()
+        return child
+
+    monkeypatch.setattr(launch, "_start", start)
+    assert launch.launch(["finetune"], 2) == 130
+    assert [child.wait() for child in started] == [130, 130]
+
+
+def test_signal_when_it_is_passed_on_as_well_then_is_heard_once(monkeypatch):
+    monkeypatch.setattr(launch.Signals, "_heard_at", -math.inf)
+    assert [launch.Signals.is_echo() for _ in range(3)] == [False, False, False]  # by itself
+    monkeypatch.setattr(launch.Signals, "_heard_at", -math.inf)
+    monkeypatch.setenv(launch.LAUNCHED, "1")
+    assert [launch.Signals.is_echo() for _ in range(3)] == [False, True, True]
+    monkeypatch.setattr(launch, "_ECHO_SEC", 0.0)
+    assert not launch.Signals.is_echo()
 
 
 def test_watched_when_an_error_is_none_of_the_connection_then_is_left_as_it_is():

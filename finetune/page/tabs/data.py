@@ -18,12 +18,12 @@ from finetune.page.datasets import (
     prepared_sets,
 )
 from finetune.page.engine import Engine
-from finetune.page.jobs import DONE, FAILED, RUNNING, Job
+from finetune.page.jobs import DONE, RUNNING, Job
 from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB
 from finetune.page.tabs.texts import TextPanel
 from finetune.page.tabs.voice import LANGUAGES
-from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, progress_line, told
+from finetune.page.tabs.words import Opening, connect, empty, good, job_view, listed, told
 from finetune.page.uploads import AUDIO_SUFFIXES, TEXT_SUFFIXES, inside, take_files
 from vallex.errors import DataError, VallexError
 
@@ -244,28 +244,16 @@ class DataPanel:
         job = self._desk.job(name)
         is_busy = job is not None and job.status == RUNNING
         others = [other for other in self._desk.at_work() if other != name]
-        lines = [self._job_view(job)] if job else []
+        lines = [job_view(job, DOING, self._outcome(job))] if job else []
         lines += [f'<p class="note">At work too: {html.escape(", ".join(others))}</p>'] if others else []
         idle = gr.update(interactive=bool(name) and not is_busy)
         stop = gr.update(interactive=is_busy and not job.is_stopping)
         return "".join(lines), self._report_view(name), idle, idle, idle, stop
 
-    def _job_view(self, job: Job) -> str:
-        """How a job stands, in a line; what it printed is folded below."""
-        if job.status == RUNNING and job.is_stopping:
-            return plain(f"{job.name}: stopping after this clip …")
-        if job.status == RUNNING:
-            return progress_line(f"{job.name}: {DOING.get(job.verb, job.verb)}", job)
-        if job.status == FAILED:
-            line = bad(f"{job.name}: {job.error}")
-        elif job.status == DONE:
-            line = good(self._outcome(job))
-        else:
-            line = plain(f"{job.name}: stopped. What is done is kept; the next time goes on from there.")
-        printed = f"<pre>{html.escape(job.log_tail)}</pre>"
-        return f'{line}<details class="printed"><summary>What it printed</summary>{printed}</details>'
-
     def _outcome(self, job: Job) -> str:
+        """What came of a job; it is looked for once, for it may have to read a whole folder."""
+        if job.status != DONE:
+            return ""
         key = job.name, job.begun
         if key not in self._outcomes:
             try:

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import gradio as gr
 
-from finetune.log.listing import DEFAULT_COLUMNS, Entry, entries, rows, to_csv
+from finetune.log.listing import DEFAULT_COLUMNS, Entry, entries, parse_columns, rows, select, to_csv
 from finetune.log.markdown import markdown
 from finetune.log.report import write_report
 from finetune.page.engine import Engine
 from finetune.page.published import Published
+from finetune.page.runs import RunDesk
+from finetune.page.tabs.one_run import OneRunPanel
 from finetune.page.tabs.words import bad, connect, empty, told
 from finetune.results import RunLog, list_runs, resolve_run
 from vallex.files import atomic_write
@@ -30,6 +32,7 @@ HEADINGS = {
     "best_top10": "Best top-10",
     "votes_won": "Votes won",
     "votes_heard": "Votes cast",
+    "note": "Note",
 }
 """The columns of the table, as the results log calls them and as people do."""
 EXPORTED = (*DEFAULT_COLUMNS, "verdict", "votes_won", "votes_heard", "note")
@@ -45,6 +48,25 @@ class ResultsPanel:
         self._runs_dir = engine.settings.runs_dir
         self._published = published
         self._hint = gr.HTML()
+        with gr.Accordion("Columns, filter and order", open=False), gr.Row():
+            self._columns = gr.Textbox(
+                label="Columns",
+                placeholder="name, lr, best_loss, verdict",
+                info="Any of the log, and any setting; left out, those below.",
+                min_width=220,
+            )
+            self._filters = gr.Textbox(
+                label="Only where",
+                placeholder="phase=nar, best_loss<3",
+                info="= != < <= > >=, and ~ for contains; all must hold.",
+                min_width=220,
+            )
+            self._sort = gr.Textbox(
+                label="Sorted by",
+                placeholder="-verdict, best_loss",
+                info="A minus turns it round; left out, the newest first.",
+                min_width=220,
+            )
         self._table = gr.Dataframe(
             headers=list(HEADINGS.values()),
             interactive=False,
@@ -53,6 +75,9 @@ class ResultsPanel:
             label="Runs and stages",
             elem_id="results",
         )
+        gr.Markdown("### One run")
+        self._one = OneRunPanel(RunDesk(engine.settings), published)
+        gr.Markdown("### Side by side")
         self._runs = gr.Dropdown(
             [], multiselect=True, max_choices=MAX_SHOWN, label="Runs to look at", elem_id="looked"
         )
@@ -62,22 +87,37 @@ class ResultsPanel:
             self._markdown = gr.DownloadButton("As Markdown", size="sm", min_width=140, elem_id="as-markdown")
             self._html = gr.DownloadButton("As a page (HTML)", size="sm", min_width=140, elem_id="as-html")
         self._report = gr.HTML(elem_id="report")
+        self._connect(tab)
+
+    def _connect(self, tab: gr.Tab) -> None:
         looked_at = [self._report, self._markdown, self._html]
+        shape = [self._columns, self._filters, self._sort]
+        everything = [self._hint, self._table, self._runs, self._csv, *looked_at]
+        for event in (tab.select, self._refresh.click, self._one.scored.change):
+            connect(event, self._read, [self._runs, *shape], everything)
         for event in (tab.select, self._refresh.click):
-            connect(
-                event, self._read, self._runs, [self._hint, self._table, self._runs, self._csv, *looked_at]
-            )
+            connect(event, self._one.opened, self._one.run, self._one.outputs)
+        for field in shape:
+            connect(field.submit, self._read, [self._runs, *shape], everything)
         connect(self._runs.input, self._look, self._runs, looked_at)
 
     @told
-    def _read(self, chosen):
+    def _read(self, chosen, columns, filters, sort):
         log = list_runs(self._runs_dir)
-        found = entries(log.results, self._runs_dir)
+        everyone = entries(log.results, self._runs_dir)
+        shown = parse_columns(columns, everyone) if (columns or "").strip() else list(HEADINGS)
+        tests = [test.strip() for test in (filters or "").split(",") if test.strip()]
+        sort = (sort or "").strip() or None
+        found = select(everyone, sort, tests)
+        if sort is None:
+            found = found[::-1]
         names = [result.name for result in log.results][::-1]
         chosen = [name for name in chosen or [] if name in names] or names[:2]
-        csv = self._file("runs.csv", to_csv(found, EXPORTED))
+        exported = EXPORTED if shown == list(HEADINGS) else shown
+        csv = self._file("runs.csv", to_csv(found if sort else found[::-1], exported))
         choice = gr.update(choices=names, value=chosen)
-        return _hint_view(log), _cells(found), choice, csv, *self._look(chosen)
+        table = {"headers": [HEADINGS.get(name, name) for name in shown], "data": _cells(found, shown)}
+        return _hint_view(log), table, choice, csv, *self._look(chosen)
 
     @told
     def _look(self, chosen):
@@ -112,12 +152,15 @@ class ResultsPanel:
         return folder / name
 
 
-def _cells(found: list[Entry]) -> list[list]:
-    cells = [
-        ["" if value is None else round(value, 4) if isinstance(value, float) else value for value in row]
-        for row in (own.values() for own in reversed(rows(found, list(HEADINGS))))
-    ]
-    return cells or [[""] * len(HEADINGS)]
+def _cells(found: list[Entry], columns: list[str]) -> list[list]:
+    cells = [[_cell(value) for value in own.values()] for own in rows(found, columns)]
+    return cells or [[""] * len(columns)]
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.5g}")  # a rate of 1e-5 as well as a loss
+    return "" if value is None else value
 
 
 def _hint_view(log: RunLog) -> str:

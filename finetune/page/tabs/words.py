@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-from finetune.page.jobs import Job
+from finetune.page.jobs import DONE, FAILED, RUNNING, Job
 from vallex.errors import VallexError
 
 
@@ -86,8 +86,27 @@ def plain(text: str) -> str:
     return f'<div class="status" role="status">{html.escape(text)}</div>'
 
 
-def progress_line(doing: str, job: Job) -> str:
-    """How far a job is, in words and as a bar."""
+def job_view(job: Job, doing: dict[str, str], outcome: str) -> str:
+    """How a job stands: how far it is, as a bar too, or how it ended; what it printed is folded below.
+
+    doing: what each verb is called while it runs
+    outcome: what came of it, where it is done
+    """
+    if job.status == RUNNING and job.is_stopping:
+        return plain(f"{job.name}: stopping …")
+    if job.status == RUNNING:
+        return _progress_line(f"{job.name}: {doing.get(job.verb, job.verb)}", job)
+    if job.status == FAILED:
+        line = bad(f"{job.name}: {job.error}")
+    elif job.status == DONE:
+        line = good(outcome)
+    else:
+        line = plain(f"{job.name}: stopped. What is done is kept; the next time goes on from there.")
+    printed = f"<pre>{html.escape(job.log_tail)}</pre>"
+    return f'{line}<details class="printed"><summary>What it printed</summary>{printed}</details>'
+
+
+def _progress_line(doing: str, job: Job) -> str:
     of = f" {job.done} of {job.total}" if job.total else ""
     words = f"{doing}: {job.what}{of} …" if job.what else f"{doing} …"
     if not job.total:

@@ -1,7 +1,6 @@
 """From an upload to a prepared set, its results and a blind vote, in a real browser; and hostile zips."""
 
 import io
-import json
 import os
 import re
 import stat
@@ -13,7 +12,7 @@ from types import SimpleNamespace
 
 import gradio as gr
 import pytest
-from hands import choose, downloaded, go_to
+from hands import choose, go_to
 
 import finetune
 from finetune.log.votes import Vote, add_vote, read_votes, tally
@@ -24,7 +23,6 @@ from finetune.page.engine import Engine, SpeakRequest
 from finetune.page.tabs.compare import ComparePanel
 from finetune.page.uploads import inside, take_files
 from finetune.page.voices import VoiceShelf
-from finetune.results import PhaseResult, RunLog, RunResult, write_result
 from vallex.errors import DataError, VallexError
 
 SAMPLE = Path(finetune.__file__).parent / "sample" / "LibriTTS-sample"
@@ -197,63 +195,6 @@ def test_compare_when_one_fails_then_the_rest_of_it_ends_and_nothing_else(engine
     told.set()
     assert other.wait(10**6, timeout_sec=30)
     assert other.status == "done"
-
-
-@pytest.fixture
-def two_runs(site) -> RunLog:
-    """Two runs as training leaves them."""
-    results = []
-    for name, loss in (("seen-a", 2.5), ("seen-b", 2.25)):
-        folder = site.folder / "runs" / name
-        folder.mkdir(exist_ok=True)
-        settings = {"settings": {"seed": 0, "ar": {"lr": loss / 1000}}}
-        (folder / "config.json").write_text(json.dumps(settings))
-        points = [(0, 3.0), (10, loss)]
-        lines = [{"stage": "ar", "kind": "valid", "step": x, "loss": y, "top10": 0.5} for x, y in points]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        phase = PhaseResult(
-            phase="ar",
-            status="done",
-            steps=10,
-            base={"loss": 3.0, "top10": 0.5},
-            best={"loss": loss, "top10": 0.6, "step": 10, "checkpoint": "ar-best.safetensors"},
-        )
-        result = RunResult(
-            name=name,
-            status="done",
-            created=f"2026-01-01T00:00:0{len(results)}+00:00",
-            seconds=60.0,
-            preset="small",
-            init={"path": None, "fingerprint": None, "toy": False},
-            data={"path": "data", "fingerprint": "f", "num_cuts": 5, "toy": False},
-            versions={},
-            toy=False,
-            phases=[phase],
-        )
-        write_result(folder, result)
-        results.append(result)
-    return RunLog(results=results, damaged=[])
-
-
-def test_results_when_two_runs_are_chosen_then_table_curves_and_differences_are_shown(open_page, two_runs):
-    tab = open_page()
-    go_to(tab, "Results")
-    table = tab.locator("#results")
-    table.get_by_text("2.25", exact=True).locator("visible=true").first.wait_for()
-    choices = tab.get_by_label("Runs to look at")
-    for _ in range(8):
-        choices.press("Backspace")
-    for name in ("seen-a", "seen-b"):
-        choices.click()
-        tab.get_by_role("option", name=name, exact=True).click()
-    report = tab.frame_locator("#report iframe")
-    report.get_by_role("heading", name="Results of seen-a, seen-b").wait_for()
-    report.get_by_role("row", name=re.compile("^ar.lr 0.0025 0.00225")).wait_for()
-    label = report.locator(".curves svg[role=img]").first.get_attribute("aria-label")
-    assert "seen-a ends at 2.500, seen-b ends at 2.250" in label
-    assert "seen-b,ar,done,10,3.0,0.5,2.25,0.6" in downloaded(tab, "#as-csv").decode()
-    assert "| seen-b |" in downloaded(tab, "#as-markdown").decode()
-    assert downloaded(tab, "#as-html").startswith(b"<!doctype html>")
 
 
 def zipped(entries: dict, method: int = zipfile.ZIP_DEFLATED) -> bytes:

@@ -143,17 +143,23 @@ def prompt_table(path: Path, prompt: VoicePrompt) -> Table:
 def text_table(encoding: PhonemeEncoding) -> Table:
     """How a text is read, and what of it is lost."""
     table = _facts("Text")
-    table.add_row("phonemes", _lines([encoding.phonemes]))
+    for heading, value in text_facts(encoding):
+        is_lost = heading not in ("phonemes", "languages") and value != "none"
+        table.add_row(heading, _lines([value], "yellow" if is_lost else ""))
     table.add_row("ids", f"{len(encoding.ids)}: {' '.join(map(str, encoding.ids))}")
-    counts = {code: encoding.languages.count(code) for code in dict.fromkeys(encoding.languages)}
-    table.add_row("languages", ", ".join(f"{code} ({count})" for code, count in counts.items()))
-    for heading, lost in (
-        ("unknown words", encoding.unknown_words),
-        ("unknown phonemes", encoding.unknown),
-        ("dropped", encoding.dropped),
-    ):
-        table.add_row(heading, _lines([" ".join(lost)], "yellow") if lost else "none")
     return table
+
+
+def text_facts(encoding: PhonemeEncoding) -> list[tuple[str, str]]:
+    """The same as headings and values, but for the ids."""
+    counts = {code: encoding.languages.count(code) for code in dict.fromkeys(encoding.languages)}
+    return [
+        ("phonemes", encoding.phonemes),
+        ("languages", ", ".join(f"{code} ({count})" for code, count in counts.items())),
+        ("unknown words", " ".join(encoding.unknown_words) or "none"),
+        ("unknown phonemes", " ".join(encoding.unknown) or "none"),
+        ("dropped", " ".join(encoding.dropped) or "none"),
+    ]
 
 
 def _facts(title: str) -> Table:

@@ -22,7 +22,7 @@ from finetune.page.recordings import hear, recognizer_size
 from finetune.page.requests import ZIP, Part, SpeakRequest
 from finetune.page.settings import MAX_TRANSCRIPT_CHARS, MAX_WAITING, PageSettings
 from finetune.page.sound import encode, mark_of, zip_of
-from vallex.codec import load_codec, load_vocoder
+from vallex.codec import Vocoder, load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import PromptError, TrainingError, VallexError
 from vallex.files import atomic_write
@@ -31,7 +31,7 @@ from vallex.inference.prompts import VoicePrompt
 from vallex.inference.synthesizer import Synthesizer
 from vallex.inference.voices import beginning_of, voice_from_recording
 from vallex.model.network import VALLE
-from vallex.text import PhonemeTokenizer
+from vallex.text import PhonemeEncoding, PhonemeTokenizer
 
 WAITING, LOADING, SPEAKING, DONE, CANCELLED, FAILED = (
     "waiting",
@@ -132,7 +132,7 @@ class Engine:
         self.work_dir = Path(self._work.name)
         self._loading = threading.Lock()
         self._codec = None
-        self._vocoder = None
+        self._vocoders: dict[str, Vocoder] = {}
         self._tokenizers = {way: PhonemeTokenizer(unknown_words=way) for way in ("keep", "spell")}
         self._waiting: deque[Job] = deque()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -150,19 +150,22 @@ class Engine:
                 )
             return self._codec
 
-    @property
-    def vocoder(self):
-        """What turns codes into sound; WeightsError where it cannot be had."""
-        codec = self.codec
+    def vocoder(self, kind: str = ""):
+        """What turns codes into sound, by default the settings'; WeightsError where it cannot be had."""
+        kind, codec = kind or self.settings.vocoder, self.codec
         with self._loading:
-            if self._vocoder is None:
-                self._vocoder = load_vocoder(
-                    self.settings.vocoder,
+            if kind not in self._vocoders:
+                self._vocoders[kind] = load_vocoder(
+                    kind,
                     codec=codec,
                     toy=self.settings.offline_toy,
                     checkpoints_dir=self.settings.checkpoints_dir,
                 )
-            return self._vocoder
+            return self._vocoders[kind]
+
+    def read(self, text: str, language: str, unknown_words: str) -> PhonemeEncoding:
+        """How a text is read. Errors: TextError."""
+        return self._tokenizers[unknown_words].encode(text, language)
 
     def make_voice(self, recording: Path, transcript: str, language: str = "auto") -> VoicePrompt:
         """A voice of a recording that `take_recording` wrote."""
@@ -299,7 +302,8 @@ class Engine:
 
     def _speak_by(self, model: VALLE, job: Job) -> None:
         request = job.request
-        synthesizer = Synthesizer(model, self.vocoder, self._tokenizers[request.unknown_words])
+        tokenizer = self._tokenizers[request.unknown_words]
+        synthesizer = Synthesizer(model, self.vocoder(request.vocoder), tokenizer)
         num_parts, parts = request.speak(synthesizer)
         is_toy = self.settings.offline_toy or bool(model.provenance.get("toy"))
         job.change(status=SPEAKING, num_parts=num_parts, is_toy=is_toy)

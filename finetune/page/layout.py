@@ -31,6 +31,11 @@ THEME = gr.themes.Default(primary_hue="orange", neutral_hue="stone", font=FONT, 
     button_primary_background_fill_hover="*primary_800",
     button_primary_background_fill_dark="*primary_700",
     button_primary_background_fill_hover_dark="*primary_800",
+    link_text_color_dark="#93c5fd",
+    link_text_color_hover_dark="#bfdbfe",
+    link_text_color_visited_dark="#93c5fd",
+    button_cancel_background_fill="#b91c1c",
+    button_cancel_background_fill_hover="#991b1b",
 )
 HEAD = """<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">
 <script>
@@ -77,16 +82,19 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
   .curves svg .axis { display: none; } }
 .empty { border: 1px dashed currentColor; border-radius: 8px; padding: 1em; opacity: .8; }
 .middle { align-items: center; }
+.gradio-container input[type=range]::-webkit-slider-thumb { box-shadow: 0 0 0 1px #78716c; }
+.gradio-container input[type=range]::-moz-range-thumb { box-shadow: 0 0 0 1px #78716c; }
 .side { display: flex; flex-wrap: wrap; gap: 1em; } .side > div { flex: 1 1 260px; }
 iframe.report { width: 100%; height: min(80vh, 900px); border: 1px solid #8884; border-radius: 8px; }
 .gradio-container .html-container { padding: 0 !important; }
+.block:has(> .html-container > .prose:empty) { display: none; } /* what is empty leaves no gap */
 .gradio-container table.plain { border-collapse: collapse; width: 100%; margin: 0; border: 0 !important; }
 .gradio-container table.plain :is(th, td) { text-align: left; padding: .35em .8em .35em 0 !important;
   vertical-align: top; border: 0 !important; background: none !important; }
 .gradio-container table.plain tr { border: 0 !important; }
 .gradio-container .prose:has(table.plain) table { border: 0 !important; }
 .gradio-container table.plain td { overflow-wrap: break-word; }
-.gradio-container table.plain td { border-top: 1px solid #8885 !important; }
+.gradio-container table.plain :is(td, th[scope=row]) { border-top: 1px solid #8885 !important; }
 .scroll { overflow-x: auto; }
 :focus-visible { outline: 2px solid #c2410c !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
@@ -103,7 +111,7 @@ def build_page(engine: Engine, shelf: VoiceShelf, published: Published) -> gr.Bl
             gr.HTML(f'<div class="toy" role="note">Started with {TOY_NOTICE}.</div>', padding=False)
         with gr.Tabs():
             with gr.Tab("Clone", id="clone") as clone_tab:
-                openings = {clone_tab: clone.build(page, engine, shelf)}
+                openings = {clone_tab: clone.build(page, engine, shelf, published)}
             with gr.Tab("Compare", id="compare") as compare_tab:
                 openings[compare_tab] = compare.build(engine, shelf)
             with gr.Tab("Data", id="data") as data_tab:

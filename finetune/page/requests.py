@@ -49,7 +49,7 @@ class SpeakRequest:
     """A text in a voice (None: whatever the model makes up) by a checkpoint, sentence by sentence.
 
     adapter_scale: strength of an adapter; other checkpoints know none
-    precision: one of PRECISIONS; "" is what the page was started with
+    precision, vocoder: one of PRECISIONS, of VOCODERS; "" is what the page was started with
     unknown_words: how words that no dictionary has are read, as the tokenizer's
     mode: "fixed" speaks each sentence after the voice, "sliding" after the sentence before
     """
@@ -64,6 +64,7 @@ class SpeakRequest:
     settings: SpeakSettings = field(default_factory=SpeakSettings)
     adapter_scale: float = FULL_STRENGTH
     precision: str = ""
+    vocoder: str = ""
     unknown_words: str = "keep"
     mode: str = "fixed"
 

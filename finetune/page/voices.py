@@ -34,6 +34,10 @@ class VoiceShelf:
         """All voices, those that cannot be used with the reason."""
         return [self._row(name) for name in self.names()]
 
+    def path(self, name: str) -> Path:
+        """The file of a voice; PromptError where there is none."""
+        return self._known(name)
+
     def load(self, name: str) -> VoicePrompt:
         """A voice by name; PromptError where there is none, or its codes are a toy's and the codec is not."""
         prompt = load_prompt(self._known(name))

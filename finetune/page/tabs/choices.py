@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gradio as gr
 
 from finetune.page.checkpoints import FULL_STRENGTH, precisions_here
-from finetune.page.settings import MAX_BEST_OF
+from finetune.page.settings import MAX_BEST_OF, PageSettings
 from finetune.page.tabs.voice import LANGUAGES
 from vallex.inference.synthesizer import SpeakSettings
 
@@ -14,6 +14,7 @@ AS_WRITTEN = "as written"
 ACCENTS = [("As written", AS_WRITTEN), ("English", "en"), ("Chinese", "zh"), ("Japanese", "ja")]
 UNKNOWN_WORDS = [("As learned", "keep"), ("Spelled out", "spell")]
 MODES = [("The voice", "fixed"), ("The one before", "sliding")]
+VOCODERS = [("Vocos", "vocos"), ("EnCodec’s own", "encodec")]
 MAX_SEED = 2**31 - 1
 MAX_REDRAWS = 10
 
@@ -37,6 +38,7 @@ class Choices:
     mode: str
     unknown_words: str
     precision: str
+    vocoder: str
 
     def settings(self) -> SpeakSettings:
         """How to speak, with a seed that is drawn here where a new one is wanted."""
@@ -54,12 +56,12 @@ class Choices:
         )
 
 
-def choice_widgets(precision: str) -> dict[str, gr.components.Component]:
-    """By the names of Choices, in its order. precision: that the page was started with."""
+def choice_widgets(settings: PageSettings) -> dict[str, gr.components.Component]:
+    """By the names of Choices, in its order; precision and vocoder begin as the page was started."""
     with gr.Accordion("More choices", open=False):
         often = _often_wanted()
     with gr.Accordion("Rarely needed", open=False):
-        return often | _rarely_wanted(precision)
+        return often | _rarely_wanted(settings)
 
 
 def _often_wanted() -> dict[str, gr.components.Component]:
@@ -79,7 +81,7 @@ def _often_wanted() -> dict[str, gr.components.Component]:
     return w
 
 
-def _rarely_wanted(precision: str) -> dict[str, gr.components.Component]:
+def _rarely_wanted(settings: PageSettings) -> dict[str, gr.components.Component]:
     w: dict[str, gr.components.Component] = {}
     w["top_k"] = _slider("Top-k", 0, 1024, 0, 1, "Only so many of the likeliest; 0 is all.")
     w["repetition_penalty"] = _slider(
@@ -94,13 +96,11 @@ def _rarely_wanted(precision: str) -> dict[str, gr.components.Component]:
         w["unknown_words"] = gr.Dropdown(
             UNKNOWN_WORDS, value="keep", label="Words in no dictionary", min_width=140
         )
-    names = precisions_here()
-    w["precision"] = gr.Dropdown(
-        names,
-        value=precision if precision in names else names[0],
-        label="Precision",
-        info="Another one than before loads the checkpoint again.",
-    )
+    with gr.Row():
+        names = precisions_here()
+        precision = settings.precision if settings.precision in names else names[0]
+        w["precision"] = gr.Dropdown(names, value=precision, label="Precision", min_width=140)
+        w["vocoder"] = gr.Dropdown(VOCODERS, value=settings.vocoder, label="Vocoder", min_width=140)
     return w
 
 

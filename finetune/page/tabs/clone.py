@@ -7,6 +7,7 @@ import gradio as gr
 
 from finetune.page.checkpoints import list_choices
 from finetune.page.engine import Engine
+from finetune.page.published import Published
 from finetune.page.requests import (
     LIST_SUFFIXES,
     ContinueRequest,
@@ -22,6 +23,7 @@ from finetune.page.tabs.outcome import (
     outcome_view,
     picture_view,
     progress_view,
+    reading_view,
     streaming_player,
 )
 from finetune.page.tabs.voice import VoicePanel
@@ -42,12 +44,12 @@ TAB = "clone"
 POLL_SEC = 0.25
 
 
-def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf) -> Opening:
+def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf, published: Published) -> Opening:
     """Adds the tab's widgets to the page that is open, and connects them."""
     weights = WeightsPanel(WeightsDesk(engine.settings))
     with gr.Row():
         with gr.Column(min_width=320):
-            voice = VoicePanel(engine, shelf)
+            voice = VoicePanel(engine, shelf, published)
         with gr.Column(min_width=320):
             speech = SpeechPanel(engine, shelf, voice)
 
@@ -81,7 +83,7 @@ class SpeechPanel:
         names = [choice.name for choice in list_choices(engine.settings)]
         first = next(iter(names), None)
         self.checkpoint = gr.Dropdown(names, value=first, label="Checkpoint", elem_id="checkpoint")
-        self._choices = choice_widgets(engine.settings.precision)
+        self._choices = choice_widgets(engine.settings)
         with gr.Row():
             self._speak = gr.Button(
                 "Speak",
@@ -126,6 +128,8 @@ class SpeechPanel:
         )
         with gr.Row(elem_classes="examples") as self._examples_box:
             self._examples = [gr.Button(label, size="sm", min_width=60) for label, _ in EXAMPLE_TEXTS]
+        self._read = gr.Button("Show how it is read", size="sm")
+        self._reading = gr.HTML(elem_id="reading")
         self._keep_sec = gr.Slider(
             MIN_PROMPT_SEC,
             MAX_PROMPT_SEC,
@@ -156,7 +160,9 @@ class SpeechPanel:
         begun = partial(gr.on, [self._speak.click, self._text.submit, self._lines.submit])
         connect(begun, self._speak_asked, inputs, outputs)
         connect(self._stop.click, self._stop_speaking, None, self._status)
-        boxes = [self._text, self._examples_box, self._keep_sec, self._list_box]
+        how = [self._text, self._choices["language"], self._choices["unknown_words"]]
+        connect(self._read.click, told(self._show_reading), how, self._reading)
+        boxes = [self._text, self._examples_box, self._read, self._reading, self._keep_sec, self._list_box]
         connect(self._task.change, _shown_boxes, self._task, boxes)
         connect(self._file.upload, told(listed_texts), self._file, self._lines)
         for button, (_, text) in zip(self._examples, EXAMPLE_TEXTS, strict=True):
@@ -188,6 +194,7 @@ class SpeechPanel:
             "settings": choices.settings(),
             "adapter_scale": choices.strength,
             "precision": choices.precision,
+            "vocoder": choices.vocoder,
             "unknown_words": choices.unknown_words,
             "mode": choices.mode,
         }
@@ -200,6 +207,9 @@ class SpeechPanel:
             return ListRequest(text=lines or "", voice=self._voice.voice_of(*voice), voices=named, **how)
         return SpeakRequest(text=text or "", voice=self._voice.voice_of(*voice), **how)
 
+    def _show_reading(self, text: str, language: str, unknown_words: str) -> str:
+        return reading_view(self._engine.read(text or "", language, unknown_words))
+
     def _stop_speaking(self, request: gr.Request):
         stopped = self._engine.cancel_all_of(owner_of(request, TAB))
         return plain("Stopping …") if stopped else gr.skip()
@@ -210,11 +220,13 @@ def _variant(checkpoints: list[str]) -> str:
 
 
 def _shown_boxes(task: str) -> tuple:
-    """Text, examples, seconds to keep, and the list, as a task needs them."""
+    """Text, examples, how it is read, seconds to keep, and the list, as a task needs them."""
     label = "What the whole says" if task == ON else "Text"
     return (
         gr.update(visible=task != LIST, label=label),
         gr.update(visible=task == TEXT),
+        gr.update(visible=task != LIST),
+        "",
         gr.update(visible=task == ON),
         gr.update(visible=task == LIST),
     )

@@ -8,7 +8,9 @@ from finetune.page.pictures import sound_picture
 from finetune.page.requests import ZIP, Part
 from finetune.page.tabs.words import bad, empty, good, plain
 from vallex.codec.audio import load_audio
+from vallex.doctor import text_facts
 from vallex.files import atomic_write
+from vallex.text import PhonemeEncoding
 
 ENDED = {
     "eos": "ended by itself",
@@ -82,6 +84,15 @@ def picture_view(engine: Engine, job: Job) -> str:
         f'<img src="/speech/{job.token}.png" width="900" height="260" '
         f'alt="Waveform and spectrogram of {job.seconds:.1f} seconds of speech">'
     )
+
+
+def reading_view(encoding: PhonemeEncoding) -> str:
+    """The phonemes of a text, their languages, and what of it is lost."""
+    rows = "".join(
+        f'<tr><th scope="row">{html.escape(heading.capitalize())}</th><td>{html.escape(value)}</td></tr>'
+        for heading, value in text_facts(encoding)
+    )
+    return f'<table class="plain">{rows}</table>'
 
 
 def downloads_view(job: Job) -> str:

@@ -8,6 +8,7 @@ import gradio as gr
 
 import finetune
 from finetune.page.engine import Engine
+from finetune.page.published import Published
 from finetune.page.recordings import take_recording
 from finetune.page.settings import MAX_TRANSCRIPT_CHARS
 from finetune.page.tabs.words import bad, connect, empty, good, plain, told
@@ -29,8 +30,9 @@ _ASK_TO_DELETE = "(name) => confirm(`Delete the voice ${name} for good?`) ? name
 class VoicePanel:
     """The widgets that a voice comes from, and what they do; made where Gradio's cursor stands."""
 
-    def __init__(self, engine: Engine, shelf: VoiceShelf):
+    def __init__(self, engine: Engine, shelf: VoiceShelf, published: Published):
         self._engine = engine
+        self._published = published
         self._shelf = shelf
         names = shelf.names()
         start = SAVED if names else RECORDING
@@ -85,7 +87,12 @@ class VoicePanel:
             return bad(f"This voice cannot be used: {row.fault}")
         toy = ", made with toy weights" if row.is_toy else ""
         said = f" “{html.escape(row.transcript)}”" if row.transcript else ""
-        return f'<p class="note">{row.seconds:.1f} s, {html.escape(row.language)}{toy}.{said}</p>'
+        kept = html.escape(f"{row.name}.npz")
+        return (
+            f'<p class="note">{row.seconds:.1f} s, {html.escape(row.language)}{toy}.{said} '
+            f'<a id="download-voice" href="{self._published.url(self._shelf.path(row.name))}" '
+            f'download="{kept}">Download {kept}</a></p>'
+        )
 
     def _build_recording(self) -> None:
         self._audio = gr.Audio(
@@ -117,7 +124,7 @@ class VoicePanel:
         self.saved = gr.Dropdown(names, value=next(iter(names), None), label="Voice", elem_id="saved-voice")
         self.about = gr.HTML()
         with gr.Accordion("Add, rename or delete voices", open=False):
-            self._npz = gr.File(label="A voice file (.npz)", file_types=[".npz"], height=110, elem_id="npz")
+            self._npz = gr.File(label="A voice file (.npz)", file_types=[".npz"], height=150, elem_id="npz")
             self._new_name = gr.Textbox(label="New name of the chosen voice")
             with gr.Row():
                 self._rename = gr.Button("Rename", size="sm")

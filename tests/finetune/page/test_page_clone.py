@@ -19,9 +19,15 @@ class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, format, *args): ...
 
 
-def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page):
+def test_clone_when_a_saved_voice_speaks_then_the_wav_is_whole_and_marked(open_page, site):
     tab = open_page()
+    assert downloaded_file(tab, "#download-voice") == (
+        "acou_1.npz",
+        (site.folder / "prompts" / "acou_1.npz").read_bytes(),
+    )
     write(tab, "Good morning. How are you today, my friend?", seed=1)
+    tab.get_by_role("button", name="Show how it is read").click()
+    tab.locator("#reading").get_by_role("row", name="Languages en").wait_for()
     said = speak(tab)
     assert "by tiny.pt, seed 1: " in said
     content = downloaded(tab)

@@ -136,7 +136,8 @@ def test_choices_when_they_are_made_then_speaking_follows_them():
         **{"language": "en", "accent": "zh", "seed": 7, "is_seed_new": False, "best_of": 3.0, "redraws": 2.0},
         **{"temperature": 0.5, "top_p": 0.9, "top_k": 40.0},
         **{"repetition_penalty": 1.2, "repetition_aware": 0.1},
-        **{"mode": "fixed", "unknown_words": "keep", "precision": "float32", "strength": 1.0},
+        **{"mode": "fixed", "unknown_words": "keep", "precision": "float32"},
+        **{"vocoder": "vocos", "strength": 1.0},
     }
     said = {"language": "en", "accent": "zh", "seed": 7, "best_of": 3, "max_redraws": 2, "temperature": 0.5}
     drawn = {"top_p": 0.9, "top_k": 40, "repetition_penalty": 1.2, "repetition_aware": 0.1}
@@ -375,12 +376,15 @@ def test_job_when_sentences_follow_each_other_then_each_has_the_one_before_for_i
 
     def listening(self, texts, settings):
         [speech] = speak_many(self, texts, settings)
+        assert self.vocoder is engine.codec
         heard.append((self.tokenizer.unknown_words, texts[0][1]))
         return [replace(speech, ended="eos", codes=speech.codes[: 40 + len(heard)])]
 
     monkeypatch.setattr(Synthesizer, "speak_many", listening)
     voice = VoiceShelf(engine.settings.prompts_dir, toy_codec=True).load("alan")
-    asked = replace(request(f"{TEXT} Good."), voice=voice, mode="sliding", unknown_words="spell")
+    asked = replace(
+        request(f"{TEXT} Good."), voice=voice, mode="sliding", unknown_words="spell", vocoder="encodec"
+    )
     assert engine.submit(asked).wait(10**6, timeout_sec=60)
     assert [way for way, _ in heard] == ["spell", "spell"]
     assert heard[0][1] is voice

@@ -28,7 +28,7 @@ def test_page_when_only_keys_are_used_then_a_text_is_spoken_and_stopped(open_pag
         tab.keyboard.press("Tab")
         names.append(focused(tab))
     assert [name for name in names if name.isascii()] == [
-        *("English", "Mixed", "Checkpoint", "More choices", "Rarely needed", "Speak"),
+        *("English", "Mixed", "Show how it is read", "Checkpoint", "More choices", "Rarely needed", "Speak"),
     ]
     tab.get_by_label("Checkpoint", exact=True).focus()
     tab.keyboard.press("ArrowDown")  # the list opens with the focus
@@ -165,6 +165,11 @@ def test_tabs_when_narrow_then_nothing_sticks_out_and_everything_has_a_name(open
     for name in ("Clone", "Compare", "Data", "Train", "Results"):
         go_to(tab, name)
         tab.get_by_role("tab", name=name, selected=True).wait_for()
+        if name == "Clone":
+            for section in ("Add, rename or delete voices", "More choices", "Rarely needed"):
+                tab.get_by_text(section).click()
+            tab.get_by_label("A list of texts", exact=True).check()
+            tab.get_by_label("Texts, one a line").wait_for()
         tab.wait_for_timeout(200)
         assert tab.evaluate("document.documentElement.scrollWidth") <= 390, name
         assert tab.evaluate(NAMELESS) == [], name

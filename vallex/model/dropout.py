@@ -43,7 +43,7 @@ class Dropout(nn.Dropout):
 def relu_dropout(x: Tensor, rate: float) -> Tensor:
     """dropout(relu(x)); its result alone is kept, because it is above 0 exactly where a gradient passes.
 
-    x: [...] float, whose memory the result may take: nothing else may need it
+    x: [...] float
     returns: the same shape
     """
     return F.relu(x) if rate == 0 else _ReluDropout.apply(x, rate)
@@ -52,7 +52,7 @@ def relu_dropout(x: Tensor, rate: float) -> Tensor:
 def add_dropped(x: Tensor, branch: Tensor, rate: float) -> Tensor:
     """x + dropout(branch), the end of a residual branch.
 
-    x: [...] float; branch: the same shape, whose memory the result may take: nothing else may need it
+    x: [...] float; branch: the same shape
     returns: the same shape
     """
     if rate == 0:
@@ -92,58 +92,50 @@ def _draw_kept(shape: torch.Size, rate: float) -> Tensor:
     return kept
 
 
-def _drop_(x: Tensor, rate: float) -> Tensor:
-    """Drops values where they lie, and returns the mask of what was kept."""
-    kept = _draw_kept(x.shape, rate)
-    _kept_(x, kept, rate)
-    return kept
-
-
-def _kept_(x: Tensor, kept: Tensor, rate: float) -> Tensor:
-    """x as it is where it was kept, scaled up for what was not. In place: new memory costs more than sums."""
+def _keep_(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+    """Drops what was not kept, scales up what was. In place, on what was just made: new memory costs more."""
     return x.mul_(kept).mul_(1 / (1 - rate))
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:
-        dropped = x.clone()
+        kept = _draw_kept(x.shape, rate)
         ctx.rate = rate
-        ctx.save_for_backward(_drop_(dropped, rate))
-        return dropped
+        ctx.save_for_backward(kept)
+        return _keep_(x.clone(), kept, rate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return _kept_(grad.clone(), kept, ctx.rate), None
+        return _keep_(grad.clone(), kept, ctx.rate), None
 
 
 class _AddDropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, branch: Tensor, rate: float) -> Tensor:
-        ctx.mark_dirty(branch)
+        kept = _draw_kept(branch.shape, rate)
         ctx.rate = rate
-        ctx.save_for_backward(_drop_(branch, rate))
-        return branch.add_(x)
+        ctx.save_for_backward(kept)
+        return _keep_(branch.clone(), kept, rate).add_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return grad, _kept_(grad.clone(), kept, ctx.rate), None
+        return grad, _keep_(grad.clone(), kept, ctx.rate), None
 
 
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:
-        ctx.rate = rate
+        dropped = F.relu(x)
         if _is_own_kernel_better(x):
-            ctx.mark_dirty(x)
-            _drop_(x.relu_(), rate)
-            dropped = x
+            _keep_(dropped, _draw_kept(x.shape, rate), rate)
         else:
-            dropped, _ = torch.native_dropout(F.relu(x), rate, True)
+            dropped, _ = torch.native_dropout(dropped, rate, True)
+        ctx.rate = rate
         ctx.save_for_backward(dropped)
         return dropped
 
@@ -190,10 +182,10 @@ class _DropoutAttention(torch.autograd.Function):
         taken = (grad.float() * out).sum(dim=-1, keepdim=True)
         for b in range(len(q)):
             weights = _scores(q[b], k[b], shown[b]).sub_(row_logs[b]).exp_()
-            grad_scores = _kept_(torch.bmm(grad[b], v[b].transpose(1, 2)).float(), kept[b], ctx.rate)
+            grad_scores = _keep_(torch.bmm(grad[b], v[b].transpose(1, 2)).float(), kept[b], ctx.rate)
             grad_scores.sub_(taken[b]).mul_(weights).mul_(q.shape[-1] ** -0.5)
             grad_scores = grad_scores.to(q.dtype)
-            dropped = _kept_(weights, kept[b], ctx.rate)
+            dropped = _keep_(weights, kept[b], ctx.rate)
             grad_v[b] = torch.bmm(dropped.to(v.dtype).transpose(1, 2), grad[b])
             grad_q[b] = torch.bmm(grad_scores, k[b])
             grad_k[b] = torch.bmm(grad_scores.transpose(1, 2), q[b])

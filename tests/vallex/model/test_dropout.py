@@ -1,10 +1,13 @@
 """Dropout as computed here against the formulas that it stands for, with the masks that were drawn."""
 
+from fnmatch import fnmatchcase
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from vallex.model.dropout import Dropout, add_dropped, attention, relu_dropout
+from vallex.model.layers import Decoder
 
 RATE = 0.3
 
@@ -82,6 +85,52 @@ def test_add_dropped_when_differentiated_then_equals_dropout_and_sum(dtype):
     torch.testing.assert_close(grads[0], upstream)
     torch.testing.assert_close(grads[1].float(), upstream * factors, **tolerance)
     assert torch.equal(add_dropped(x, branch, 0.0), x + branch)
+
+
+@pytest.mark.parametrize("is_x_trained", [True, False])
+@pytest.mark.parametrize("is_layer_trained", [True, False])
+def test_add_dropped_when_the_branch_is_a_view_then_each_gradient_goes_where_it_belongs(
+    is_x_trained, is_layer_trained
+):
+    layer = torch.nn.Linear(9, 9).requires_grad_(is_layer_trained)
+    x, h, upstream = (
+        torch.randn(2, 7, 9, requires_grad=is_x_trained),
+        torch.randn(2, 7, 9),
+        torch.randn(2, 7, 9),
+    )
+    h.requires_grad_()
+    assert layer(h)._is_view()  # of its rows
+    factors = drawn_factors(x.shape)
+    torch.manual_seed(0)
+    add_dropped(x, layer(h), RATE).backward(upstream)
+    torch.testing.assert_close(h.grad, (upstream * factors) @ layer.weight)
+    torch.testing.assert_close(x.grad, upstream if is_x_trained else None)
+
+
+@pytest.mark.parametrize("trained", ["*", "*.linear2.*", "layers.0.self_attn.out_proj.*"])
+@pytest.mark.parametrize("saves_memory", [True, False])
+def test_decoder_when_trained_with_dropout_then_its_gradient_is_the_slope_of_its_loss(trained, saves_memory):
+    torch.manual_seed(0)
+    decoder = Decoder(16, 2, 2, RATE, adaptive=False).train()
+    decoder.gradient_checkpointing = saves_memory
+    for name, parameter in decoder.named_parameters():
+        parameter.requires_grad_(fnmatchcase(name, trained))
+    parameters = [p for p in decoder.parameters() if p.requires_grad]
+    x, upstream = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+
+    def loss():
+        torch.manual_seed(1)
+        return (decoder(x) * upstream).sum()
+
+    grads = torch.autograd.grad(loss(), parameters)
+    norm = torch.nn.utils.get_total_norm(grads)
+    with torch.no_grad():
+        ends = []
+        for step in (1e-3, -2e-3):  # there, and to the other side
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.add_(grad / norm, alpha=step)
+            ends.append(loss())
+    assert float(ends[0] - ends[1]) / 2e-3 == pytest.approx(float(norm), rel=0.02)
 
 
 @pytest.mark.parametrize("masked", ["nothing", "columns", "pairs"])

@@ -2,7 +2,7 @@
 
 Not `--init`, which takes weights alone: optimizer, schedule, place in the data and generators come along, so
 that with the same settings the new run is what the old one would have been. Settings that the state does
-not depend on may be others.
+not depend on may be others; of a run that is done, those that made it end.
 """
 
 import datetime
@@ -10,20 +10,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from finetune.config import STAGES, to_dict
-from finetune.results import read_config, read_result, resolve_run, write_result
+from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.results import RunResult, read_config, read_result, resolve_run, write_result
 from finetune.run_folder import link_or_copy, write_json
 from finetune.run_spec import RunSpec, differences
 from vallex.errors import ConfigError, RunError
 from vallex.files import atomic_write
 
+LENGTHS = ("max_epochs", "max_steps", "patience")
 FREE_OF_STAGES = (
+    *LENGTHS,
     "lr",
     "schedule",
     "warmup_steps",
-    "max_epochs",
-    "max_steps",
-    "patience",
     "clip_norm",
     "dropout",
     "label_smoothing",
@@ -60,13 +59,13 @@ def check_branch(source: Path, spec: RunSpec) -> None:
     what = f"--resume-from {source}"
     if result.status == "running":
         raise RunError(f"{what}: it is running, and its state moves; stop it first")
-    if result.status == "done":
+    stage, state = _stage_and_state(source, result)
+    if not state.is_file():
         raise RunError(
-            f"{what}: it is done, and keeps no state to go on from; --init {source} begins a new run with "
-            "its weights"
+            f"{what}: it is done, and its state was removed; --init {source} begins anew with its weights"
+            if result.status == "done"
+            else f"{what}: it has saved no state yet; begin a new run without --resume-from"
         )
-    if _open_stage(source) is None:
-        raise RunError(f"{what}: it has saved no state yet; begin a new run without --resume-from")
     differing = [
         line
         for name, line in differences(read_config(source), spec.settings()).items()
@@ -79,21 +78,48 @@ def check_branch(source: Path, spec: RunSpec) -> None:
             f"{', '.join(FREE_OF_STAGES)}"
         )
 
+    then, now = (getattr(one, stage) for one in (from_dict(read_config(source)["settings"]), spec.config))
+    if result.status == "done" and all(getattr(then, name) == getattr(now, name) for name in LENGTHS):
+        raise ConfigError(
+            f"{what}: it is done, and these settings end where it ended; say for how long to train it on, as "
+            f"with {longer(spec.config, stage)}"
+        )
+
+
+def longer(config: FinetuneConfig, stage: str) -> str:
+    """Options that let a stage that is done train on, for as long again as it may have had."""
+    settings = getattr(config, stage)
+    changes = [f"max_epochs={2 * settings.max_epochs}"]
+    if settings.max_steps is not None:
+        changes.append(f"max_steps={2 * settings.max_steps}")
+    if settings.patience:
+        changes.append("patience=0")
+    return " ".join(f"--set {stage}.{change}" for change in changes)
+
+
+def command_to_train_on(spec: RunSpec) -> str:
+    """What makes a run that is done a longer one, under another name."""
+    return (
+        f"vallex finetune --resume-from {spec.name} --name {spec.name}-2 --runs {spec.runs_dir} "
+        f"{longer(spec.config, spec.stages[-1])}"
+    )
+
 
 def make_branch(source: Path, path: Path, spec: RunSpec) -> None:
     """Makes the new run's folder, all at once, as that of a run that was stopped where the other one was."""
-    result, stage = read_result(source), _open_stage(source)
-    made, state = path.with_name(f".begun-{path.name}"), f"state-{stage}.pt"
+    result = read_result(source)
+    stage, state = _stage_and_state(source, result)
+    made = path.with_name(f".begun-{path.name}")
     shutil.rmtree(made, ignore_errors=True)
     # files that are only ever replaced as a whole are shared; the log is appended to
     made.mkdir(parents=True)
     if (source / "checkpoints").is_dir():  # before its first validation a run has none
         shutil.copytree(source / "checkpoints", made / "checkpoints", copy_function=link_or_copy)
     shutil.copyfile(source / "metrics.jsonl", made / "metrics.jsonl")
-    link_or_copy(source / state, made / state)
+    link_or_copy(state, made / state.name)
     write_json(made / "config.json", spec.settings())
     if read_config(source)["settings"][stage]["lr"] != to_dict(spec.config)[stage]["lr"]:
-        _forget_typed_rate(made / state)
+        _forget_typed_rate(made / state.name)
     write_result(
         made,
         replace(
@@ -102,16 +128,23 @@ def make_branch(source: Path, path: Path, spec: RunSpec) -> None:
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             status="stopped",
             error=None,
+            phases=[
+                replace(phase, status="stopped") if phase.phase == stage else phase for phase in result.phases
+            ],
+            evaluation=None,
+            evaluation_note=None,
+            chosen=None,
             init=result.init | {"resumed_from": str(source)},
         ),
     )
     made.replace(path)
 
 
-def _open_stage(source: Path) -> str | None:
-    """The stage whose state a run has saved."""
-    open_stages = [phase.phase for phase in read_result(source).phases if phase.status != "done"]
-    return next((stage for stage in open_stages[:1] if (source / f"state-{stage}.pt").is_file()), None)
+def _stage_and_state(source: Path, result: RunResult) -> tuple[str, Path]:
+    """The stage that a run is in, or its last where it is done, and where its state lies, if there is one."""
+    open_stages = [phase.phase for phase in result.phases if phase.status != "done"]
+    stage = next(iter(open_stages), result.phases[-1].phase)
+    return stage, source / f"state-{stage}.pt"
 
 
 def _forget_typed_rate(path: Path) -> None:

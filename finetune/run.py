@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import vallex
-from finetune.branching import check_branch, make_branch
+from finetune.branching import check_branch, command_to_train_on, make_branch
 from finetune.checks import check_combinations
 from finetune.control import STOP_FILE, Control
 from finetune.data.cuts import table_of
@@ -213,7 +213,8 @@ def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
     if differing:
         raise ConfigError(
             f"run {spec.name!r}: cannot go on with other settings than it began with: "
-            f"{'; '.join(differing.values())}. Leave them out, or begin another run"
+            f"{'; '.join(differing.values())}. Leave them out, or go on in another run: "
+            f"--resume-from {spec.name} --name {spec.name}-2"
         )
 
 
@@ -310,6 +311,8 @@ def _train_stages(
 ) -> str:
     """Stage after stage; the NAR goes on from the AR's best weights. "done" or "stopped"."""
     done = {phase.phase for phase in folder.result.phases if phase.status == "done"}
+    if done.issuperset(spec.stages):
+        display.note(f"It was done already. To train it on: {command_to_train_on(spec)}")
     provenance = model.provenance
     for stage in spec.stages:
         if stage in done:

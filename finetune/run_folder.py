@@ -4,7 +4,7 @@ config.json      what was asked for: settings, preset, data, checkpoint, stages
 metrics.jsonl    a line a log interval and a validation
 checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an adapter is a folder
 faults/          batches of steps that were not finite, for inspection
-state-ar.pt      what a stopped stage goes on from; gone when the stage is done
+state-ar.pt      what a stopped stage goes on from; gone when the next stage begins, the last one's stays
 result.json      what was run on what, and how it ended
 """
 
@@ -161,8 +161,8 @@ class RunFolder:
         return path
 
     def remove_state(self, stage: str) -> None:
-        """Removes what a stage that is done would go on from."""
-        if self.is_writer:
+        """Removes what a stage that is done would go on from; the last one's stays, for a longer run."""
+        if self.is_writer and stage != self.result.phases[-1].phase:
             self._state_path(stage).unlink(missing_ok=True)
 
     def update(self, state: "TrainState", status: str = "running") -> None:
@@ -179,7 +179,7 @@ class RunFolder:
         self.write(phases=[phase if p.phase == state.stage else p for p in self.result.phases])
 
     def close_stage(self, state: "TrainState", status: str) -> None:
-        """Marks a stage; what a finished one would go on from is removed."""
+        """Marks a stage; what a finished one would go on from is removed, if another follows it."""
         self.update(state, status)
         if status == "done":
             self.remove_state(state.stage)

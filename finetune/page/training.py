@@ -43,7 +43,7 @@ class TrainForm:
     stage: of STAGE_CHOICES
     overrides: `key=value`, as --set takes them
     languages: `code=source`, as --add-language takes them
-    resume_from: a stopped run whose state this one goes on from; prepared, preset and init are then its own
+    resume_from: a run whose state this one goes on from; prepared, preset and init are then its own
     """
 
     name: str

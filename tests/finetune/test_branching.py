@@ -93,7 +93,8 @@ def test_resume_from_when_the_state_is_for_other_settings_then_names_them(
 
 def test_resume_from_when_there_is_no_state_then_says_why(make_spec, make_config, branch, tmp_path):
     finetune(make_spec(tmp_path, "done", config=make_config(), stages=("ar",)), Display())
-    with pytest.raises(RunError, match=r"done: it is done, and keeps no state to go on from; --init "):
+    (tmp_path / "done/state-ar.pt").unlink()
+    with pytest.raises(RunError, match=r"done: it is done, and its state was removed; --init .*/done begins"):
         branch("done", "new")
     result = read_result(tmp_path / "done")
     failed = [replace(phase, status="failed") for phase in result.phases]
@@ -110,6 +111,44 @@ def test_resume_from_when_the_name_is_taken_then_is_refused(make_spec, make_conf
     finetune(make_spec(tmp_path, config=make_config()), StopAt("ar", 1))
     with pytest.raises(RunError, match=r"run 'run': .*/run is there already; take another --name"):
         branch("run", "run")
+
+
+def test_run_when_done_then_is_trained_on_by_the_command_that_its_resuming_tells(
+    make_spec, make_config, read_log, notes, tmp_path
+):
+    config = make_config(nar={"max_epochs": 500, "max_steps": 4, "patience": 9})
+    finetune(make_spec(tmp_path, config=config), Display())
+    before = contents(tmp_path / "run")
+    again = ["finetune", "--resume", "--name", "run", "--runs", str(tmp_path)]
+    with pytest.raises(
+        ConfigError, match=r"ar.lr is 0.001, not 0.5.* go on in another run: --resume-from run --name run-2$"
+    ):
+        run_command([*again, "--preset", "smoke", "--set", "ar.lr=0.5"])
+    assert finetune(resumed_spec("run", tmp_path), notes, resume=True).status == "done"
+    [told] = [line for line in notes.lines if line.startswith("It was done already. To train it on: ")]
+    command = told.split("train it on: vallex ")[1].split()
+    options = ["nar.max_epochs=1000", "nar.max_steps=8", "nar.patience=0"]
+    assert command == [
+        *("finetune", "--resume-from", "run", "--name", "run-2", "--runs", str(tmp_path)),
+        *(part for option in options for part in ("--set", option)),
+    ]
+    with pytest.raises(
+        ConfigError,
+        match=r"it is done, and these settings end where it ended; say .*, as with --set nar.max_epochs=1000",
+    ):
+        run_command(command[:7])
+    assert run_command(command) == 0
+    result = read_result(tmp_path / "run-2")
+    assert [(phase.phase, phase.status, phase.steps) for phase in result.phases] == [
+        ("ar", "done", 6),
+        ("nar", "done", 8),
+    ]
+    log, old = read_log(tmp_path / "run-2"), read_log(tmp_path / "run")
+    assert log[: len(old)] == old
+    steps = [line["step"] for line in log[len(old) :] if line["kind"] == "train"]
+    assert steps == [5, 6, 7, 8]
+    changed = {path for path, content in contents(tmp_path / "run").items() if before[path] != content}
+    assert changed <= {tmp_path / "run/result.json"}
 
 
 def test_find_source_when_a_step_is_named_then_says_what_there_is(tmp_path):

@@ -220,6 +220,8 @@ def test_two_processes_when_one_has_no_room_then_both_go_on_in_parts_with_the_sa
     for name, fault in (("whole", None), ("parts", no_room)):
         spec = make_spec(tmp_path, name, config=config, stages=("ar",), num_processes=2)
         assert together(spec, fault=fault, sharded=sharded) == ["done", "done"]
+    state = torch.load(tmp_path / "parts/state-ar.pt", weights_only=True)["state"]
+    assert state["num_parts"] > 1
     whole, parts = (read_weights(tmp_path / name) for name in ("whole", "parts"))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, atol=2e-5, rtol=0, msg=name)

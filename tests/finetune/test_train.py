@@ -21,6 +21,7 @@ FILES = {
     "config.json",
     "metrics.jsonl",
     "result.json",
+    "state-nar.pt",
     "checkpoints",
     "checkpoints/ar-best.safetensors",
     "checkpoints/ar-last.safetensors",

@@ -8,8 +8,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.data.corpora import known_corpus
 from finetune.data.doctor_report import HTML_NAME, JSON_NAME
-from finetune.data.importing import CORPUS_CHOICES
+from finetune.data.importing import CORPUS_CHOICES, LOOSE
 from finetune.data.libritts import find_clips
 from finetune.data.prepared import INFO_FILE, read_info
 from finetune.data.splits import SPLITS
@@ -42,6 +43,7 @@ class DataForm:
     split: str = "auto"
     valid_share: float | None = None
     seed: int | None = None
+    unknown_words: str = "keep"
 
 
 class DataDesk:
@@ -175,6 +177,9 @@ class DataDesk:
         """What `vallex` is given."""
         data, data_dir = self.path(form.folder), self._settings.data_dir
         if verb == IMPORT:
+            needs_speaker = form.corpus == LOOSE or (form.corpus == "auto" and known_corpus(data) is None)
+            if needs_speaker and not form.speaker:
+                raise DataError(f"{form.folder}: whose recordings are these? Write a name into “Speaker”")
             options = {
                 "speaker": form.speaker,
                 "language": form.language,
@@ -186,7 +191,7 @@ class DataDesk:
             return [verb, str(data), str(data_dir / self.imported_name(form.folder)), *_options(options)]
         if verb == DOCTOR:
             options = {"language": form.language, "asr": self._settings.asr}
-            options |= {"out": self._doctor_folder(form.folder)}
+            options |= {"unknown-words": form.unknown_words, "out": self._doctor_folder(form.folder)}
             return [verb, str(data), *_options(options), "--html"]
         if verb != PREPARE:
             raise ConfigError(f"{verb!r} is none of {IMPORT}, {DOCTOR}, {PREPARE}")
@@ -195,6 +200,7 @@ class DataDesk:
             "split": form.split,
             "valid-share": form.valid_share,
             "seed": form.seed,
+            "unknown-words": form.unknown_words,
         }
         toy = ["--offline-toy"] if self._settings.offline_toy else []
         return [verb, str(data), str(data_dir / self.prepared_name(form.folder)), *_options(options), *toy]

@@ -68,7 +68,10 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
 .note { opacity: .85; font-size: .92em; }
 .toy { border: 1px solid #ca8a04; border-radius: 8px; padding: .4em .8em; margin: .3em 0; }
 .status + progress { width: 100%; accent-color: #c2410c; }
-.printed pre { overflow-x: auto; font-size: .85em; } .printed summary { cursor: pointer; }
+.printed pre { overflow-x: auto; font-size: .85em; }
+#data-folder .wrap { font-size: 0; line-height: 0; }
+#data-folder .wrap::after { content: "Click to choose a folder"; font-size: 1rem; line-height: 2; }
+summary { cursor: pointer; }
 .player audio { width: 100%; }
 .downloads { display: flex; flex-wrap: wrap; align-items: center; gap: .6em; }
 .downloads a { padding: .45em 1.1em; border-radius: 8px; font-weight: 600; text-decoration: none;

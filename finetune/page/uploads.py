@@ -50,11 +50,11 @@ def take_files(
     errors: DataError for a name that is taken, or no name; for a file of another kind, sent twice, or too
         large; for a zip that is damaged, too large, or would write elsewhere. Nothing is left behind then
     """
+    if not paths:
+        raise DataError("no file was sent: choose a zip, a folder, or recordings with their texts")
     target = data_dir / check_name(name)
     if target.exists():
         raise DataError(f"{name}: there is a folder of this name already; take another")
-    if not paths:
-        raise DataError("no file was sent: choose a zip, or recordings with their texts")
     data_dir.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".upload-", dir=data_dir))
     try:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from finetune.data.prepare import PrepareSettings
+from finetune.data.segmentation import CutSettings
 from finetune.page.datasets import (
     DOCTOR,
     IMPORT,
@@ -21,6 +23,7 @@ from finetune.page.engine import Engine
 from finetune.page.jobs import DONE, RUNNING, Job
 from finetune.page.published import Published
 from finetune.page.settings import MAX_UPLOAD_MB
+from finetune.page.tabs.choices import UNKNOWN_WORDS
 from finetune.page.tabs.texts import TextPanel
 from finetune.page.tabs.voice import LANGUAGES
 from finetune.page.tabs.words import Opening, connect, empty, good, job_view, listed, told
@@ -96,13 +99,13 @@ class DataPanel:
             label=f"A zip, or recordings and texts, to {MAX_UPLOAD_MB} MB",
             file_count="multiple",
             file_types=[".zip", *AUDIO_SUFFIXES, *TEXT_SUFFIXES],
-            height=140,
+            height=170,
             elem_id="data-files",
         )
         self._sent = gr.File(
-            label=f"A folder with all that is in it, to {MAX_UPLOAD_MB} MB a file",
+            label=f"All that is in it, to {MAX_UPLOAD_MB} MB a file",
             file_count="directory",
-            height=140,
+            height=170,
             visible=False,
             elem_id="data-folder",
         )
@@ -143,12 +146,13 @@ class DataPanel:
         self._status = gr.HTML(elem_id="data-status")
 
     def _build_choices(self) -> None:
+        cut, split = CutSettings(), PrepareSettings()
         with gr.Row():
             self._corpus = gr.Dropdown(
                 list(IMPORT_CHOICES), value="auto", label="Import as", info="A corpus knows its speakers."
             )
-            self._min_sec = gr.Number(label="Cut no shorter (s)", placeholder="2", min_width=120)
-            self._max_sec = gr.Number(label="Cut no longer (s)", placeholder="14", min_width=120)
+            self._min_sec = gr.Number(cut.min_clip_sec, label="Cut no shorter (s)", min_width=120)
+            self._max_sec = gr.Number(cut.max_clip_sec, label="Cut no longer (s)", min_width=120)
         with gr.Row():
             self._split = gr.Dropdown(
                 list(SPLIT_CHOICES),
@@ -156,13 +160,16 @@ class DataPanel:
                 label="Validation is",
                 info="By itself: parts named dev, else a share.",
             )
-            self._share = gr.Number(label="Share for validation", placeholder="0.1", min_width=120)
-            self._seed = gr.Number(label="Seed of the share", placeholder="0", precision=0, min_width=120)
+            self._share = gr.Number(split.valid_share, label="Share for validation", min_width=120)
+            self._seed = gr.Number(split.seed, label="Seed of the share", precision=0, min_width=120)
+        self._unknown = gr.Dropdown(
+            UNKNOWN_WORDS, value=UNKNOWN_WORDS[0][1], label="Words in no dictionary are read"
+        )
 
     def _connect(self) -> None:
         shown = [*self.views, *self.buttons]
         form = [self.folder, self._speaker, self._language, self._corpus, self._min_sec, self._max_sec]
-        form += [self._split, self._share, self._seed]
+        form += [self._split, self._share, self._seed, self._unknown]
         for button, verb in ((self._import, IMPORT), (self._doctor, DOCTOR), (self._prepare, PREPARE)):
             connect(button.click, self._beginning(verb), form, [self.watched, *shown])
         connect(self._stop.click, self._stop_job, self.folder, shown)
@@ -182,7 +189,7 @@ class DataPanel:
         """A callback that begins something with the folder."""
 
         @told
-        def begin(name, speaker, language, corpus, min_sec, max_sec, split, share, seed):
+        def begin(name, speaker, language, corpus, min_sec, max_sec, split, share, seed, unknown):
             form = DataForm(
                 folder=name or "",
                 speaker=(speaker or "").strip(),
@@ -193,6 +200,7 @@ class DataPanel:
                 split=split,
                 valid_share=share,
                 seed=seed,
+                unknown_words=unknown,
             )
             self._desk.begin(verb, form)
             return self._desk.job(name).begun, *self._shown(name)

@@ -25,7 +25,7 @@ _TITLES = {
         "lr_factors",
     ),
     "Against learning by heart": ("dropout", "label_smoothing", "average", "average_period", "ema_decay"),
-    "What is trained": (
+    "Which weights": (
         "train",
         "lora_rank",
         "lora_alpha",
@@ -62,7 +62,7 @@ class SettingFields:
     def __init__(self, preset: str):
         self.names: list[str] = []
         self.fields: list[gr.components.Component] = []
-        about = {row[0]: f"{row[3]}; {row[2]}" for row in describe_settings()}
+        about = {row[0]: f"{_plain(row[3])}; {row[2]}" for row in describe_settings()}
         for title, names in setting_groups().items():
             with gr.Accordion(title, open=False), gr.Row():
                 for name in names:
@@ -88,6 +88,11 @@ def _field(name: str, about: str, preset: str) -> gr.components.Component:
     return gr.Dropdown(shown["choices"], value="", allow_custom_value=is_open, **common)
 
 
+def _plain(markdown: str) -> str:
+    """A help text for a field, which takes two stars in a line for emphasis, and shows no line separator."""
+    return markdown.replace("`", "").replace("*", "*\u2028")
+
+
 def _shown(name: str, preset: str) -> dict:
     """What a field shows while it is empty: the value that holds then."""
     field, holds = _field_of(name), f"preset: {_preset_text(name, preset)}"
@@ -104,6 +109,7 @@ def _preset_text(name: str, preset: str) -> str:
     values = read_preset(preset)
     names = [name] if name in setting_names() else [f"{stage}.{name}" for stage in STAGES]
     texts = [_text(values[full]) if full in values else default_text(_field_of(name)) for full in names]
+    texts = ["nothing" if text in ("", "''") else text for text in texts]
     return texts[0] if len(set(texts)) == 1 else f"{texts[0]} AR, {texts[1]} NAR"
 
 

@@ -77,7 +77,7 @@ class OneRunPanel:
                 value=_SHIPPED,
                 label="Other voices",
                 info="Of which it tells what was forgotten.",
-                min_width=180,
+                min_width=220,
             )
         self._score = gr.Button("Score it", variant="primary", min_width=120)
 
@@ -88,7 +88,7 @@ class OneRunPanel:
                 [(called, name) for name, called in _FORMATS.items()],
                 value=FORMATS[0],
                 label="For",
-                min_width=200,
+                min_width=270,
             )
             self._dtype = gr.Dropdown(list(DTYPES), value="float32", label="Precision", min_width=120)
         self._force = gr.Checkbox(False, label="Even where the original code would load it wrongly")

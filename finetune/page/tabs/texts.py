@@ -25,8 +25,12 @@ class TextPanel:
         self._folder = folder
         self._shown = gr.State((None, 0))  # the folder and the page that the table is of
         with gr.Row():
-            self._search = gr.Textbox(label="Find", placeholder="a word, or a clip's name", scale=3)
-            self._worst = gr.Checkbox(True, label="The worst first", info="As the last check found.", scale=1)
+            self._search = gr.Textbox(
+                label="Find", placeholder="a word, or a clip's name", scale=3, min_width=200
+            )
+            self._worst = gr.Checkbox(
+                True, label="The worst first", info="As the last check found.", min_width=200
+            )
             self._load = gr.Button("Show the transcripts", min_width=160, scale=1)
         self._table = gr.Dataframe(
             headers=_HEADINGS,
@@ -34,7 +38,7 @@ class TextPanel:
             type="array",
             column_count=(3, "fixed"),
             static_columns=[0, 2],
-            column_widths=["25%", "50%", "25%"],
+            column_widths=["210px", "500px", "370px"],
             wrap=True,
             max_height=420,
             label="Edit a text; choose a line to hear it",

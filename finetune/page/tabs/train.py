@@ -1,6 +1,7 @@
 """The tab in which a run is begun, watched, stopped and gone on with."""
 
 import html
+import re
 from contextlib import closing
 
 import gradio as gr
@@ -286,4 +287,7 @@ def _steps_done(state: RunState, phase) -> str:
 
 
 def _about(preset: str) -> str:
-    return f'<p class="note">{html.escape(preset_about(preset))}</p>'
+    """When to take a preset; why its values are what they are is folded below."""
+    when, *why = re.split(r"(?<=[.])\s+", preset_about(preset), maxsplit=1)
+    more = f"<details><summary>More of it</summary>{html.escape(why[0])}</details>" if why else ""
+    return f'<div class="note">{html.escape(when)}{more}</div>'

@@ -129,6 +129,15 @@ def test_data_desk_when_a_folder_is_not_listed_then_it_is_no_path(settings_of, v
         DataDesk(settings_of()).begin(verb, DataForm(folder="../prompts"))
 
 
+def test_data_desk_when_it_is_not_said_whose_recordings_they_are_then_it_asks(settings_of, tmp_path):
+    (tmp_path / "loose").mkdir()
+    (tmp_path / "loose" / "clip.wav").write_bytes(b"")
+    desk = DataDesk(settings_of(data_dir=tmp_path))
+    with pytest.raises(DataError, match="loose: whose recordings are these"):
+        desk.begin(IMPORT, DataForm(folder="loose"))
+    assert desk.job("loose") is None
+
+
 def test_compare_when_blind_then_names_are_told_after_the_vote(open_page, site):
     tab = open_page()
     go_to(tab, "Compare")

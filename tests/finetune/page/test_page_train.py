@@ -1,5 +1,6 @@
 """The Train tab in a real browser: a run is begun, found again by another page, stopped and gone on with."""
 
+import json
 import os
 import re
 from dataclasses import replace
@@ -17,8 +18,8 @@ from finetune.config import describe_settings, resolve_config
 from finetune.page.published import Published, sounds_of
 from finetune.page.server import add_published
 from finetune.page.tabs.fields import SettingFields, setting_groups
-from finetune.page.training import Plan, TrainForm, TrainingDesk
-from finetune.results import read_result
+from finetune.page.training import STARTED_FOLDER, Plan, TrainForm, TrainingDesk
+from finetune.results import RunResult, read_result, this_process, write_result
 from vallex.errors import ConfigError, DataError, RunError
 
 PLAYED_SEC = """audio => new Promise(resolve => {
@@ -128,6 +129,36 @@ def test_desk_when_a_plan_is_measured_then_each_stage_has_its_time_and_memory(se
     bad = replace(form, overrides=("lr=fast",))
     with pytest.raises(ConfigError, match="lr is 'fast'"):
         list(desk.measure(bad))
+
+
+def test_desk_when_a_run_is_scored_at_its_end_then_it_says_how_far_that_is_and_can_be_stopped(
+    settings_of, tmp_path
+):
+    who = this_process()
+    result = RunResult(
+        name="anna",
+        status="done",
+        created="2026-01-01T00:00:00+00:00",
+        seconds=1.0,
+        preset="smoke",
+        init={},
+        data={},
+        versions={},
+        toy=True,
+        phases=[],
+        process=who,
+    )
+    job = tmp_path / STARTED_FOLDER / "anna"
+    for folder in (tmp_path / "anna", job):
+        folder.mkdir(parents=True)
+    (tmp_path / "anna" / "config.json").write_text("{}")
+    write_result(tmp_path / "anna", result)
+    (job / "job.json").write_text(json.dumps({"verb": "finetune", **who}))
+    (job / "progress.json").write_text('{"what": "speaking", "done": 3, "total": 20}')
+    state = TrainingDesk(settings_of(runs_dir=tmp_path)).state("anna")
+    assert (state.status, state.scored) == ("scoring", "speaking, 3 of 20")
+    assert state.is_going
+    assert not state.can_go_on
 
 
 def test_desk_when_measuring_is_called_off_then_its_process_ends(settings_of, prepared):

@@ -43,7 +43,7 @@ class Dropout(nn.Dropout):
 def relu_dropout(x: Tensor, rate: float) -> Tensor:
     """dropout(relu(x)); its result alone is kept, because it is above 0 exactly where a gradient passes.
 
-    x: [...] float
+    x: [...] float, which may be written over: no leaf, and nothing that another needs
     returns: the same shape
     """
     return F.relu(x) if rate == 0 else _ReluDropout.apply(x, rate)
@@ -52,13 +52,13 @@ def relu_dropout(x: Tensor, rate: float) -> Tensor:
 def add_dropped(x: Tensor, branch: Tensor, rate: float) -> Tensor:
     """x + dropout(branch), the end of a residual branch.
 
-    x: [...] float; branch: the same shape
+    x: [...] float; branch: the same shape, which may be written over: no leaf, and nothing that another needs
     returns: the same shape
     """
     if rate == 0:
         return x + branch
     if x.dtype == branch.dtype and _is_own_kernel_better(x):
-        return _AddDropped.apply(x, branch, rate)
+        return _AddDropped.apply(branch, x, rate)
     return x + F.dropout(branch, rate)
 
 
@@ -113,28 +113,32 @@ class _Dropout(torch.autograd.Function):
 
 
 class _AddDropped(torch.autograd.Function):
+    """branch is the first input, because autograd gives the base of a view that is written over, as a linear
+    layer's output is one, the first gradient."""
+
     @staticmethod
-    def forward(ctx, x: Tensor, branch: Tensor, rate: float) -> Tensor:
+    def forward(ctx, branch: Tensor, x: Tensor, rate: float) -> Tensor:
         kept = _draw_kept(branch.shape, rate)
         ctx.rate = rate
+        ctx.mark_dirty(branch)
         ctx.save_for_backward(kept)
-        return _keep_(branch.clone(), kept, rate).add_(x)
+        return _keep_(branch, kept, rate).add_(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return grad, _keep_(grad.clone(), kept, ctx.rate), None
+        return _keep_(grad.clone(), kept, ctx.rate), grad, None
 
 
 class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:
-        dropped = F.relu(x)
         if _is_own_kernel_better(x):
-            _keep_(dropped, _draw_kept(x.shape, rate), rate)
+            ctx.mark_dirty(x)
+            dropped = _keep_(x.relu_(), _draw_kept(x.shape, rate), rate)
         else:
-            dropped, _ = torch.native_dropout(dropped, rate, True)
+            dropped, _ = torch.native_dropout(F.relu(x), rate, True)
         ctx.rate = rate
         ctx.save_for_backward(dropped)
         return dropped

@@ -23,6 +23,7 @@ FREE_OF_STAGES = (
     "lr",
     "schedule",
     "warmup_steps",
+    "warmup_share",
     "clip_norm",
     "dropout",
     "label_smoothing",

@@ -3,10 +3,12 @@
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from finetune.config import FinetuneConfig
+from finetune.config import FinetuneConfig, StageConfig
 from vallex.errors import ConfigError
 from vallex.model.config import ADAPTER_TARGETS
 from vallex.model.runs import is_adapter
+
+_OF_ADAPTERS = ("lora_alpha", "lora_dropout", "lora_targets")
 
 
 def check_combinations(
@@ -38,6 +40,14 @@ def check_combinations(
                 f"{what}: {init} is an adapter, and adapters are not stacked; make a whole model of it first "
                 "(vallex export RUN FILE --format safetensors) and begin with that"
             )
+    else:
+        faults += [
+            f"{stage}.{name} is {value} and lora_rank 0: there is no adapter; set lora_rank too, as "
+            "lora_rank=8, or leave it out"
+            for stage in stages
+            for name in _OF_ADAPTERS
+            if (value := getattr(getattr(config, stage), name)) != getattr(StageConfig, name)
+        ]
     unties = config.untie_heads or "heads-untied" in config.nar.train
     if unties and config.nar.lora_rank and "nar" in stages:
         faults.append("untied heads and nar.lora_rank: an adapter holds no heads; leave one of them out")

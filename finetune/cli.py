@@ -255,11 +255,9 @@ def _run_spec(
     if resume or resume_from:
         source = find_source(resume_from, runs) if resume_from else None
         spec = resumed_spec(name or new_run_name(source.name, runs, datetime.now()), runs, source)
-        config = None
-        if preset or (overrides and resume):
-            config = resolve_config(preset or spec.preset, overrides)
-        elif overrides:
-            config = changed_config(spec.config, overrides)
+        config = changed_config(spec.config, overrides) if overrides else None
+        if preset:
+            config = resolve_config(preset, overrides)
         given = {
             "prepared": prepared,
             "init": None if init is None else resolve_checkpoint(init, runs),
@@ -329,11 +327,15 @@ def export(
     """
     from finetune.results import resolve_checkpoint
     from vallex.errors import CheckpointError
-    from vallex.model.checkpoint import load_model, save_model
+    from vallex.model.checkpoint import FORMATS, load_model, save_model
 
     if format == "hdf5":
         export_prepared(Path(run), file)
         return
+    if format not in FORMATS:
+        raise CheckpointError(
+            f"--format {format!r} is not known; it must be one of {', '.join(FORMATS)}, hdf5 (a prepared set)"
+        )
     check_writable(file)
     suffix = ".safetensors" if format == "safetensors" else ".pt"
     if (file.suffix == ".safetensors") != (suffix == ".safetensors"):

@@ -62,6 +62,12 @@ class StageConfig:
     )
     schedule: str = setting("cosine", "how the learning rate falls", choices=SCHEDULES)
     warmup_steps: int = setting(20, "steps of linear warmup", low=0)
+    warmup_share: float = setting(
+        0.0,
+        "warmup as a share of the stage's steps, in place of warmup_steps; 0 for those",
+        low=0.0,
+        high=1.0,
+    )
     max_epochs: int = setting(20, "times that the training split is gone through", low=1)
     max_steps: int | None = setting(None, "optimizer steps at the most; none for no other limit", low=1)
     patience: int = setting(

@@ -58,7 +58,7 @@ class Control:
         if self.processes.is_main:
             self._stop_file.unlink(missing_ok=True)  # it was meant for the process before
             if (terminal := _terminal()) is not None:
-                reader = threading.Thread(target=_read, args=(terminal, self._lines, closing), daemon=True)
+                reader = threading.Thread(target=self._listen, args=(terminal, closing), daemon=True)
                 reader.start()
                 self._tell(f"While it trains, type a line: {COMMANDS}")
         try:
@@ -73,6 +73,18 @@ class Control:
             closing.set()
             if reader is not None:
                 reader.join()
+
+    def _listen(self, terminal: int, closing: threading.Event) -> None:
+        """The terminal's thread: puts down its lines, and tells that Ctrl-C was heard.
+
+        A step may take minutes, and a signal's handler may not print: it would wait for what it interrupts.
+        """
+        is_told = False
+        for lines in _read(terminal, closing):
+            self._lines.extend(lines)
+            if self._is_asked and not is_told:
+                is_told = True
+                self._tell("Ends before the next step, and saves; Ctrl-C once more ends it at once")
 
     def agree(self) -> Wishes:
         """What all processes do before the next step; each must call it."""
@@ -139,16 +151,18 @@ def _terminal() -> int | None:
         return None
 
 
-def _read(terminal: int, lines: deque[str], closing: threading.Event) -> None:
-    """Puts whole lines of a terminal where `agree` finds them, until it is closed."""
+def _read(terminal: int, closing: threading.Event) -> Iterator[list[str]]:
+    """Whole lines of a terminal as they come, and a few times a second none, until it is closed."""
     begun = b""
     while not closing.is_set():
         try:
             ready, _, _ = select.select([terminal], [], [], _POLL_SEC)
             if not ready:
+                yield []
                 continue
             if not _is_in_foreground(terminal):
                 closing.wait(_POLL_SEC)
+                yield []
                 continue
             read = os.read(terminal, 4096)
         except OSError:
@@ -156,7 +170,7 @@ def _read(terminal: int, lines: deque[str], closing: threading.Event) -> None:
         if not read:
             return
         *whole, begun = (begun + read).split(b"\n")
-        lines.extend(line.decode("utf-8", "replace") for line in whole)
+        yield [line.decode("utf-8", "replace") for line in whole]
 
 
 def _is_in_foreground(terminal: int) -> bool:

@@ -263,6 +263,21 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return kind
 
 
+def check_optimizer(
+    name: str, *, beta1: float | None, beta2: float | None, weight_decay: float | None
+) -> None:
+    """ConfigError where there is no such optimizer, or where it has not what is set of it."""
+    takes = inspect.signature(optimizer_class(name)).parameters
+    asked = (
+        ("beta1", beta1, "betas"),
+        ("beta2", beta2, "betas"),
+        ("weight_decay", weight_decay, "weight_decay"),
+    )
+    unread = [f"{key}={value:g}" for key, value, what in asked if value is not None and what not in takes]
+    if unread:
+        raise ConfigError(f"optimizer {name!r} has no use for {', '.join(unread)}; leave that out")
+
+
 def eden_factor(
     batch: float, epoch: float, lr_batches: float = 5000, lr_epochs: float = 4, warmup_batches: float = 200
 ) -> float:

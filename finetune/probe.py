@@ -26,6 +26,8 @@ USABLE = 0.8
 MAX_AUTO_SEC = 80.0
 """More seconds in a batch make a fine-tuning run no better: its steps become few."""
 NUM_OPTIMIZER_COPIES = 2
+NUM_AVERAGE_COPIES = 2
+"""An average of the weights is one copy of them, in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +167,8 @@ def _training_bytes(trainer: Trainer) -> int:
     """Gradients, optimizer and averages of what is trained, before any of it is there."""
     trained = sum(p.nbytes for p in trainer.weights.trained)
     held = sum(trainer.weights.held(p).nbytes for p in trainer.weights.trained)
-    return trained + held * (NUM_OPTIMIZER_COPIES + (trainer.average is not None))
+    num_copies = NUM_OPTIMIZER_COPIES + NUM_AVERAGE_COPIES * (trainer.average is not None)
+    return trained + held * num_copies
 
 
 def _free_bytes(trainer: Trainer) -> int:

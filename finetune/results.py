@@ -211,7 +211,8 @@ def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
         name, _, which = ref.rpartition("@")
         run_dir = _find_run(name, runs_dir)
     if run_dir is None:
-        raise RunError(f"checkpoint {ref!r}: no such file, and {_no_such_run(ref, runs_dir)}")
+        what = "a folder, but no adapter's" if Path(ref).is_dir() else "no such file"
+        raise RunError(f"checkpoint {ref!r}: {what}, and {_no_such_run(ref, runs_dir)}")
     checkpoint = find_run_checkpoint(run_dir, which)
     if checkpoint is None:
         there_is = ", ".join(f"{run_dir.name}@{name}" for name in checkpoint_names(run_dir)) or "none yet"

@@ -12,13 +12,14 @@ import torch
 import vallex
 from finetune.branching import check_branch, command_to_train_on, make_branch
 from finetune.checks import check_combinations
+from finetune.config import StageConfig
 from finetune.control import STOP_FILE, Control
 from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
 from finetune.model_setup import check_groups, set_collation
-from finetune.optim import optimizer_class
+from finetune.optim import check_optimizer
 from finetune.probe import Estimate
 from finetune.processes import Processes
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
@@ -72,12 +73,13 @@ def finetune(
         with processes.watched(), control.listening():
             status = _train_stages(spec, model, data, folder, display, control)
     except BaseException as error:
+        failure = _failure(error)
         # what failed first is told, though a full disk may keep it out of the result
         with suppress(OSError):
             folder.write(seconds=round(before + time.monotonic() - began, 3))
-            folder.end_early(None if isinstance(error, KeyboardInterrupt) else one_line(error))
-        if isinstance(error, VallexError) and not isinstance(error, TrainingError):
-            raise TrainingError(str(error)) from error
+            folder.end_early(None if isinstance(error, KeyboardInterrupt) else one_line(failure))
+        if failure is not error:
+            raise failure from error
         raise
     folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
     del model
@@ -117,7 +119,8 @@ def _load_and_check(spec: RunSpec, processes: Processes) -> tuple[VALLE, Prepare
     check_combinations(spec.config, spec.stages, init=spec.init, add_languages=spec.add_languages)
     check_sharing(spec.config, spec.stages, processes)
     for stage in spec.stages:
-        optimizer_class(getattr(spec.config, stage).optimizer)
+        own: StageConfig = getattr(spec.config, stage)
+        check_optimizer(own.optimizer, beta1=own.beta1, beta2=own.beta2, weight_decay=own.weight_decay)
     tokenizer = PhonemeTokenizer()
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
     model = starting_model(spec)
@@ -171,6 +174,12 @@ def check_fit(spec: RunSpec, model: VALLE, data: PreparedSet) -> None:
     if codec and codec["fingerprint"] != data.info.codec_fingerprint:
         faults.append(
             f"it was trained on codes of {codec['name']}, the data has codes of {data.info.codec_name}"
+        )
+    tokenizer = model.provenance.get("tokenizer")
+    if tokenizer not in (None, data.info.tokenizer_fingerprint):
+        faults.append(
+            f"it was trained on phonemes of tokenizer {tokenizer[:12]}, the data has phonemes of "
+            f"{data.info.tokenizer_fingerprint[:12]}"
         )
     tables = table_of(data.train), table_of(data.valid)
     max_id = max(table.max_phoneme_id for table in tables)
@@ -353,6 +362,18 @@ def _adapter_origin(spec: RunSpec, model: VALLE, folder: RunFolder, stage: str) 
         # from the adapter's own folder, so that a run folder can be moved
         path = f"../{folder.checkpoint('ar', 'best').name}"
     return AdapterOrigin(base={"path": path, "fingerprint": fingerprint_of(model)})
+
+
+def _failure(error: BaseException) -> BaseException:
+    """What a run that is broken off raises: a TrainingError for what a user can mend, as a full disk is."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return TrainingError(
+            f"{where}{error.strerror or error}. What was saved is whole; mend that, and go on with --resume"
+        )
+    if isinstance(error, VallexError) and not isinstance(error, TrainingError):
+        return TrainingError(str(error))
+    return error
 
 
 def one_line(error: BaseException) -> str:

@@ -77,8 +77,9 @@ def resumed_spec(name: str, runs_dir: Path, resume_from: Path | None = None) -> 
 
 def differences(saved: dict, asked: dict) -> dict[str, str]:
     """Where settings are not those that a run folder records: dotted name to "NAME is THEN, not NOW"."""
-    # what a run before there were several processes did not record
-    then, now = _flat({"num_processes": 1} | saved), _flat(asked)
+    # what an older vallex did not record is as it was then: one process, and the defaults of settings
+    recorded = {"settings": to_dict(from_dict(saved["settings"]))} if "settings" in saved else {}
+    then, now = _flat({"num_processes": 1} | saved | recorded), _flat(asked)
     return {
         name: f"{name.removeprefix('settings.')} is {then.get(name)}, not {now.get(name)}"
         for name in {**then, **now}

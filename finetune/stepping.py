@@ -46,7 +46,7 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
         settings.schedule,
         state.step,
         total_steps=trainer.total_steps,
-        warmup_steps=settings.warmup_steps,
+        warmup_steps=trainer.warmup_steps,
         epoch=state.epoch,
         d_model=trainer.model.config.d_model,
     )

@@ -98,6 +98,12 @@ class Trainer:
         return self.stage_config.lr if self.state.lr is None else self.state.lr
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps of warmup, counted or as a share of all."""
+        share = self.stage_config.warmup_share
+        return round(share * self.total_steps) if share else self.stage_config.warmup_steps
+
+    @property
     def half(self) -> nn.Module:
         """The half of the model that the stage trains."""
         return getattr(self.model, self.stage)

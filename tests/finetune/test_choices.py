@@ -146,6 +146,13 @@ def test_whole_nar_after_an_adapter_of_the_ar_holds_both(run, score):
     assert score(run_dir, "ar") == pytest.approx(phase(run_dir, "ar").best["loss"], rel=1e-5)
 
 
+def test_adapter_of_a_model_with_a_prenet_scores_as_was_recorded(run, score, make_model, tmp_path):
+    save_model(make_model(add_prenet=True), tmp_path / "prenet.safetensors")
+    # its file holds no statistics: those of the base must not have moved beneath it
+    run_dir = run(ar=LORA, init=tmp_path / "prenet.safetensors")
+    assert score(run_dir, "ar") == pytest.approx(phase(run_dir, "ar").best["loss"], rel=1e-5)
+
+
 def test_adapter_run_begun_from_an_adapter_is_refused_before_a_folder_is_made(run, tmp_path):
     first = run("first", ar=LORA)
     with pytest.raises(
@@ -308,6 +315,18 @@ def test_untouched_model_whose_loss_is_not_finite_fails_at_once(run, make_model,
             r"lora_targets has 'heads'; there are in_proj, out_",
         ),
         ({"ar": {"lora_rank": 2, "lora_alpha": 0.0}}, r"ar\.lora_alpha is 0"),
+        (
+            {"ar": {"lora_alpha": 32.0}},
+            r"ar\.lora_alpha is 32\.0 and lora_rank 0: there is no adapter; set lora_r",
+        ),
+        (
+            {"ar": {"optimizer": "torch.SGD", "beta1": 0.5, "weight_decay": 0.1}},
+            r"optimizer 'torch\.SGD' has no use for beta1=0\.5; leave that out",
+        ),
+        (
+            {"ar": {"optimizer": "scaled-adam", "weight_decay": 0.1}},
+            r"optimizer 'scaled-adam' has no use for weight_decay=0\.1",
+        ),
         ({"ar": {"lora_rank": 2}, "from_scratch": True}, r"from_scratch and ar\.lora_rank"),
         ({"ar": {"train": "heads"}, "from_scratch": True}, r"from_scratch and ar\.train=heads"),
         ({"untie_heads": True}, r"untie_heads is true, but only the AR is trained"),

@@ -376,7 +376,8 @@ def test_finetune_under_a_name_that_is_taken_leaves_that_run_alone(refused, run)
     message = refused("finetune", run.prepared, "--preset", "smoke", "--init", run.init, "--name", "anna")
     assert "run 'anna': runs/anna is there already; take another --name" in message
     other = refused("finetune", "--resume", "--name", "anna", "--set", "lr=0.5")
-    assert "cannot go on with other settings" in other and "ar.lr is 0.001, not 0.5" in other
+    assert "other settings than it began with: ar.lr is 0.001, not 0.5; nar.lr is 0.001, not 0.5. " in other
+    assert "--resume-from anna --name anna-2" in other
 
 
 def test_finetune_with_plan_shows_what_it_would_take_and_leaves_nothing(vallex, tmp_path, run):
@@ -452,11 +453,14 @@ def test_export_that_cannot_be_done_writes_nothing(refused, tmp_path, files, run
     released = ("--format", "released")
     assert "the original code would load this model wrongly" in refused("export", "anna", "a.pt", *released)
     assert "d_model 32 (not 1024)" in refused("export", "anna", "a.pt", *released)
-    assert "'onnx' is not known; it must be one of" in refused("export", "anna", "a.pt", "--format", "onnx")
+    unknown = refused("export", "anna", "a.safetensors", "--format", "safetenors")
+    assert "--format 'safetenors' is not known; it must be one of safetensors, released, hdf5" in unknown
     assert "'int8' is not known" in refused("export", "anna", "a.pt", *released, "--dtype", "int8")
     assert "b.safetensors" in refused("export", "anna", "b.pt", "--format", "safetensors")
     assert "write b.pt" in refused("export", "anna", "b.safetensors", *released)
     assert "checkpoint 'ana': no such file" in refused("export", "ana", "a.pt", *released)
+    inside = refused("export", "runs/anna/checkpoints", "a.pt", *released)
+    assert "checkpoint 'runs/anna/checkpoints': a folder, but no adapter's, and no such run in" in inside
     assert "It has anna@best, anna@last" in refused("export", "anna@7", "a.pt", *released)
     assert "half.pt: not a whole torch.save file" in refused("export", files / "half.pt", "a.pt", *released)
     (tmp_path / "folder").mkdir()

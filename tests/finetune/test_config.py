@@ -39,6 +39,7 @@ OTHER_VALUES = {
     "ar.beta2": 0.2,
     "ar.schedule": "constant",
     "ar.warmup_steps": 0,
+    "ar.warmup_share": 1.0,
     "ar.max_epochs": 1,
     "ar.max_steps": 5,
     "ar.accumulate": 1,

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
@@ -159,6 +160,19 @@ def test_terminal_when_the_run_is_in_the_background_then_nothing_is_read(monkeyp
         time.sleep(3 * control._POLL_SEC)
         assert asked.agree() == Wishes()
     assert not asked.is_stopped
+
+
+def test_terminal_when_ctrl_c_is_pressed_then_tells_that_it_was_heard(terminal, tmp_path):
+    told = []
+    asked = Control(Processes(), tmp_path / STOP_FILE, told.append)
+    with asked.listening():
+        signal.raise_signal(signal.SIGINT)
+        deadline = time.monotonic() + TIMEOUT_SEC
+        while len(told) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(2 * control._POLL_SEC)
+        assert asked.agree().stop
+    assert told[1:] == ["Ends before the next step, and saves; Ctrl-C once more ends it at once"]
 
 
 def test_terminal_when_it_is_closed_then_the_run_goes_on(make_spec, make_config, monkeypatch, tmp_path):

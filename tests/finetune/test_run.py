@@ -104,6 +104,19 @@ def test_finetune_when_the_model_knows_another_codec_then_names_both(
     )
 
 
+def test_finetune_when_the_model_knows_another_tokenizer_then_names_both(
+    make_spec, refused, make_model, tmp_path
+):
+    model = make_model()
+    model.provenance = {"tokenizer": "f" * 64}
+    save_model(model, tmp_path / "init.safetensors")
+    refused(
+        make_spec(tmp_path / "runs", init=tmp_path / "init.safetensors"),
+        CheckpointError,
+        r"it was trained on phonemes of tokenizer ffffffffffff, the data has phonemes of [0-9a-f]{12}$",
+    )
+
+
 def test_finetune_when_there_is_no_nar_then_only_the_ar_can_be_trained(
     make_spec, refused, make_model, tmp_path
 ):
@@ -259,6 +272,18 @@ def test_finetune_when_not_even_the_result_can_be_written_then_the_first_failure
     monkeypatch.setattr(run_folder, "write_result", DiskFull(run_folder.write_result, 3, NO_SPACE))
     with pytest.raises(TrainingError, match=r"ar-last\.safetensors: cannot be written: .*No space left"):
         finetune(make_spec(tmp_path), Display())
+
+
+def test_finetune_when_the_log_cannot_be_written_then_says_where_and_how_to_go_on(
+    make_spec, monkeypatch, tmp_path
+):
+    error = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "run/metrics.jsonl"))
+    write = DiskFull(run_folder.RunFolder.log, 4, error)
+    monkeypatch.setattr(run_folder.RunFolder, "log", lambda folder, line: write(folder, line))
+    message = r"metrics\.jsonl: No space left on device\. What was saved is whole; .* --resume$"
+    with pytest.raises(TrainingError, match=message) as caught:
+        finetune(make_spec(tmp_path), Display())
+    assert read_result(tmp_path / "run").error == str(caught.value)
 
 
 def test_finetune_when_a_defect_ends_it_then_is_recorded_and_raised(make_spec, tmp_path):

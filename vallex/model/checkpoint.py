@@ -191,8 +191,9 @@ def save_model(
         where the file cannot be written
     """
     if format not in FORMATS or dtype not in DTYPES:
-        wrong, known = (format, FORMATS) if format not in FORMATS else (dtype, tuple(DTYPES))
-        raise CheckpointError(f"{wrong!r} is not known; it must be one of {', '.join(known)}")
+        asked = ("format", format, FORMATS) if format not in FORMATS else ("dtype", dtype, tuple(DTYPES))
+        what, value, known = asked
+        raise CheckpointError(f"{what} {value!r} is not known; it must be one of {', '.join(known)}")
     if model.precision is not None:
         raise CheckpointError(
             f"{path}: this model was made ready to speak in {model.precision} and no longer has the weights "

@@ -260,8 +260,11 @@ class TextPrenet(nn.Module):
 
 
 def _batch_norm(norm: nn.BatchNorm1d, x: Tensor) -> Tensor:
-    """Normalizes [N, D] float; one phoneme alone has no variance, and is taken as in evaluation."""
-    if norm.training and len(x) == 1:
+    """Normalizes [N, D] float, as in evaluation where one phoneme alone has no variance, or it is frozen.
+
+    An adapter, for one, is saved without statistics, and would be put on others than it was trained with.
+    """
+    if norm.training and (len(x) == 1 or not norm.weight.requires_grad):
         return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)
 

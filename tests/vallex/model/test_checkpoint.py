@@ -226,8 +226,8 @@ def test_released_export_after_training_gives_the_trained_weights(build_model, m
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"format": "onnx"}, "'onnx' is not known; it must be one of safetensors, released"),
-        ({"dtype": "int8"}, "'int8' is not known; it must be one of float32, float16, bfloat16"),
+        ({"format": "onnx"}, "^format 'onnx' is not known; it must be one of safetensors, released"),
+        ({"dtype": "int8"}, "^dtype 'int8' is not known; it must be one of float32, float16, bfloat16"),
     ],
 )
 def test_save_model_of_an_unknown_format_or_dtype_names_it(build_model, tmp_path, settings, message):

@@ -22,7 +22,7 @@ from finetune.data.prepared import load_prepared, read_info
 from finetune.log.curves import read_lines
 from finetune.page.checkpoints import TOY, find_choice
 from finetune.page.datasets import prepared_sets
-from finetune.page.jobs import Jobs, alive, child_environment
+from finetune.page.jobs import STOPPED, Jobs, alive, child_environment
 from finetune.page.published import sounds_of
 from finetune.page.settings import PageSettings
 from finetune.results import RunResult, list_runs, metric, read_config, read_result
@@ -72,6 +72,8 @@ class RunState:
     result is None while it has not got that far; seconds_left is None where it is not known
     samples: what it has spoken so far, by where it was then, the newest first
     scored: how far the scoring at the end is
+    is_stopping: it was asked to end, and has not yet
+    error: why its process ended, where its folder does not tell, as when it never began to train
     """
 
     name: str
@@ -83,6 +85,8 @@ class RunState:
     log_tail: str
     samples: dict[str, list[Path]]
     scored: str = ""
+    is_stopping: bool = False
+    error: str | None = None
 
     @property
     def is_going(self) -> bool:
@@ -196,16 +200,18 @@ class TrainingDesk:
         state = self.state(name)
         if not state.is_going:
             raise RunError(f"run {name!r}: it is {state.status}, there is nothing to stop")
-        process = self._jobs.process(name) or self._recorded(state.result)
-        if process is None:
+        if self._jobs.process(name) is not None:
+            self._jobs.stop(name)
+        elif (process := self._recorded(state.result)) is not None:
+            process.terminate()  # begun in a terminal
+        else:
             raise RunError(f"run {name!r}: its process runs on another machine; stop it there")
-        process.terminate()
 
     def state(self, name: str) -> RunState:
         """How a run stands; RunError where there is none of this name."""
         path = self._folder(name)
-        process = self._jobs.process(name)
-        log_tail = self._jobs.log_tail(name)
+        process, job = self._jobs.process(name), self._jobs.find(name)
+        log_tail = job.log_tail if job is not None else ""
         try:
             result = read_result(path) if is_run_folder(path) else None
         except RunError:
@@ -215,15 +221,17 @@ class TrainingDesk:
         if result is None:
             return RunState(
                 name=name,
-                status=STARTING if process else "failed",
+                status=STARTING if process else "stopped" if job and job.status == STOPPED else "failed",
                 result=None,
                 lines=[],
                 steps={},
                 seconds_left=None,
                 log_tail=log_tail,
                 samples={},
+                error=job.error if job is not None else None,
+                is_stopping=job is not None and job.is_stopping,
             )
-        status, job = result.status, self._jobs.find(name)
+        status = result.status
         if process and status != RUNNING and process.pid != (result.process or {}).get("pid"):
             status = STARTING  # another process goes on with it, and has not said so yet
         elif process and status == "done":
@@ -239,6 +247,8 @@ class TrainingDesk:
             seconds_left=_seconds_left(result, lines, steps) if status == RUNNING else None,
             log_tail=log_tail,
             samples={name: own for name, own in sounds_of(path).items() if not name.startswith("evaluation")},
+            is_stopping=job is not None and job.is_stopping,
+            error=job.error if job is not None and not result.error else None,
             scored=f"{job.what}, {job.done} of {job.total}" if status == SCORING and job and job.what else "",
         )
 

@@ -15,6 +15,7 @@ from finetune.page.published import Published
 from finetune.page.tabs.fields import SettingFields
 from finetune.page.tabs.words import Opening, bad, connect, empty, good, listed, plain, told
 from finetune.page.training import STAGE_CHOICES, RunState, TrainForm, TrainingDesk, loss_of
+from finetune.results import PhaseResult
 from vallex.errors import ConfigError, VallexError
 
 STAGES = list(zip(("As the preset says", "Both", "AR only", "NAR only"), STAGE_CHOICES, strict=True))
@@ -74,13 +75,15 @@ class TrainPanel:
         self._preset = gr.Dropdown(list(preset_names()), value=FIRST_PRESET, label="Preset")
         self._about = gr.HTML(_about(FIRST_PRESET))
         inits = [choice.name for choice in list_choices(self._engine.settings)]
-        self.init = gr.Dropdown(inits, label="Begin with")
+        self.init = gr.Dropdown(
+            inits, label="Begin with", info="Where the released model is missing, the Clone tab fetches it."
+        )
         self._name = gr.Textbox(label="Name of the run", placeholder="anna-1", elem_id="run-name")
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self._build_settings()
         with gr.Row():
             self._plan = gr.Button("Show the plan", min_width=120)
-            self._cancel = gr.Button("Stop measuring", min_width=120, visible=False, elem_classes="ends-work")
+            self._cancel = gr.Button("Cancel", min_width=80, visible=False, elem_classes="ends-work")
             self._start = gr.Button("Start training", variant="primary", min_width=120)
         self._said = gr.HTML(elem_id="train-said")
 
@@ -178,7 +181,7 @@ class TrainPanel:
     @told
     def _stop_run(self, name):
         self._desk.stop(name or "")
-        return plain("Asked to save and end …"), *self._shown(name)
+        return "", *self._shown(name)
 
     @told
     def _resume_run(self, name):
@@ -195,7 +198,8 @@ class TrainPanel:
         except VallexError as error:  # whatever a strange folder holds, the page stays
             return bad(str(error)), "", "", idle, idle
         views = state_view(state), curves_view(state), samples_view(state, self._published)
-        return *views, gr.update(interactive=state.is_going), gr.update(interactive=state.can_go_on)
+        can_stop = state.is_going and not state.is_stopping
+        return *views, gr.update(interactive=can_stop), gr.update(interactive=state.can_go_on)
 
     def _refreshed(self, name, *before) -> list:
         # what is as it was is not drawn again: a reader, or a screen reader, keeps the place
@@ -226,6 +230,8 @@ def state_view(state: RunState) -> str:
     line = f"<b>{html.escape(state.name)}</b>: {html.escape(state.status)}"
     if state.seconds_left is not None:
         line += f", about {format_seconds(state.seconds_left)} left"
+    if state.is_stopping:
+        line += ", and ends when it has saved"
     if state.scored:
         line += f": {html.escape(state.scored)}"
     parts = [f'<div class="status" role="status">{line}</div>']
@@ -236,15 +242,18 @@ def state_view(state: RunState) -> str:
         if result.toy:
             parts.append('<div class="note">Toy weights: the losses say nothing about a voice.</div>')
         rows = [
-            f"<tr><td>{phase.phase.upper()}</td><td>{html.escape(phase.status)}</td>"
+            f"<tr><td>{phase.phase.upper()}</td><td>{html.escape(_status_of(state, phase))}</td>"
             f"<td>{_steps_done(state, phase)}</td><td>{loss_of(phase.base)}</td>"
             f"<td>{loss_of(phase.best)}</td></tr>"
             for phase in result.phases
         ]
         head = "<tr><th>Stage</th><th>Status</th><th>Steps</th><th>Untouched</th><th>Best</th></tr>"
         parts.append(f'<div class="scroll"><table class="plain">{head}{"".join(rows)}</table></div>')
-    elif state.log_tail:
-        parts.append(f'<pre class="scroll">{html.escape(state.log_tail[-1200:])}</pre>')
+    if state.error:
+        parts.append(bad(state.error))
+    if result is None and state.log_tail:
+        printed = f"<pre>{html.escape(state.log_tail)}</pre>"
+        parts.append(f'<details class="printed"><summary>What it printed</summary>{printed}</details>')
     return "".join(parts)
 
 
@@ -280,7 +289,14 @@ def _lines_of(text: str | None) -> tuple[str, ...]:
     return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
 
 
-def _steps_done(state: RunState, phase) -> str:
+def _status_of(state: RunState, phase: PhaseResult) -> str:
+    """How a stage stands; one before which another has not ended only waits."""
+    before = state.result.phases[: state.result.phases.index(phase)]
+    is_next = all(one.status == "done" for one in before)
+    return phase.status if is_next or phase.steps else "waits"
+
+
+def _steps_done(state: RunState, phase: PhaseResult) -> str:
     own = [line["step"] for line in state.lines if line["stage"] == phase.phase]
     done = max([phase.steps, *own])
     return f"{done} of {state.steps[phase.phase]}" if phase.phase in state.steps else str(done)

@@ -18,6 +18,7 @@ from finetune.config import describe_settings, resolve_config
 from finetune.page.published import Published, sounds_of
 from finetune.page.server import add_published
 from finetune.page.tabs.fields import SettingFields, setting_groups
+from finetune.page.tabs.train import state_view
 from finetune.page.training import STARTED_FOLDER, Plan, TrainForm, TrainingDesk
 from finetune.results import RunResult, read_result, this_process, write_result
 from vallex.errors import ConfigError, DataError, RunError
@@ -46,7 +47,7 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     assert tab.get_by_role("button", name="Stop and save").is_disabled()
     assert tab.get_by_role("button", name="Go on", exact=True).is_disabled()
     tab.get_by_role("button", name="Show the plan").click()
-    tab.get_by_role("button", name="Stop measuring").click()
+    tab.get_by_role("button", name="Cancel", exact=True).click()
     tab.get_by_text("1 for validation. Not measured.").wait_for()
     tab.get_by_role("button", name="Show the plan").click()
     tab.get_by_text("On 4 clips, 1 for validation. AR: 900 steps on batches of up to").wait_for(
@@ -61,6 +62,7 @@ def test_train_when_the_page_is_closed_then_the_run_goes_on_and_is_found_stopped
     state = again.locator("#run-state")
     state.get_by_text("running").first.wait_for(timeout=90_000)
     state.get_by_text(re.compile(r"\d+ of 900")).first.wait_for()
+    state.get_by_role("row", name=re.compile("^NAR waits 0 of 900")).wait_for()
     again.locator("#run-curves svg[role=img]").first.wait_for()
     spoken = site.folder / "runs" / "voice-1" / "samples" / "ar-step-9"
     spoken.mkdir(parents=True)
@@ -159,6 +161,22 @@ def test_desk_when_a_run_is_scored_at_its_end_then_it_says_how_far_that_is_and_c
     assert (state.status, state.scored) == ("scoring", "speaking, 3 of 20")
     assert state.is_going
     assert not state.can_go_on
+
+
+def test_desk_when_a_run_never_began_then_why_is_told(settings_of, tmp_path):
+    job = tmp_path / STARTED_FOLDER / "anna"
+    job.mkdir(parents=True)
+    (job / "job.json").write_text('{"verb": "finetune", "pid": 0, "start": 1.0}')
+    (job / "log.txt").write_text("toy weights\nvallex: ar.lora_targets has 'nothing'; there are in_proj\n")
+    (job / "end.json").write_text('{"code": 2}')
+    state = TrainingDesk(settings_of(runs_dir=tmp_path)).state("anna")
+    assert (state.status, state.error) == ("failed", "ar.lora_targets has 'nothing'; there are in_proj")
+    shown = state_view(state)
+    assert "there are in_proj" in shown
+    assert "What it printed" in shown
+    (job / "end.json").write_text('{"code": 130}')
+    stopped = TrainingDesk(settings_of(runs_dir=tmp_path)).state("anna")
+    assert (stopped.status, stopped.error) == ("stopped", None)
 
 
 def test_desk_when_measuring_is_called_off_then_its_process_ends(settings_of, prepared):

@@ -170,10 +170,8 @@ def finetune(
 
     Example: vallex finetune prepared/ --preset small --name anna
     """
-    from rich.console import Console
-
     from finetune.branching import find_source
-    from finetune.display import RichDisplay
+    from finetune.display import LastingConsole, RichDisplay
     from finetune.launch import ends_with_its_partners, interrupt_once, is_first, launch, num_launched
     from finetune.run import finetune as run_finetune
     from finetune.run import plan as plan_run
@@ -183,7 +181,7 @@ def finetune(
         raise ConfigError(
             "--plan is of a run that is to begin, --resume of one that has; leave out one of them"
         )
-    console = Console(quiet=not is_first())
+    console = LastingConsole(quiet=not is_first())
     spec = _run_spec(
         prepared,
         init,

@@ -1,5 +1,7 @@
 """What a run shows while it trains: a quiet base, and a bar with figures on a rich console."""
 
+from contextlib import suppress
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -12,6 +14,14 @@ from rich.progress import (
 )
 
 from finetune.progress import ProgressFile
+
+
+class LastingConsole(Console):
+    """A console that falls silent when what reads its output is gone: that is no reason to stop training."""
+
+    def on_broken_pipe(self) -> None:
+        with suppress(SystemExit):
+            super().on_broken_pipe()
 
 
 class Display:

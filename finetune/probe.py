@@ -160,15 +160,25 @@ def _padded_sec(table: CutTable, rows: Sequence[int]) -> float:
 
 
 def _model_bytes(trainer: Trainer) -> int:
+    """Of the weights that are in memory: on a CPU none, because they still lie in the checkpoint's file."""
+    if _lies_in_a_file(trainer):
+        return 0
     return sum(p.nbytes for p in trainer.model.parameters())
 
 
+def _lies_in_a_file(trainer: Trainer) -> bool:
+    return trainer.accelerator.device.type == "cpu"
+
+
 def _training_bytes(trainer: Trainer) -> int:
-    """Gradients, optimizer and averages of what is trained, before any of it is there."""
+    """Gradients, optimizer and averages of what is trained, before any of it is there.
+
+    And the weights themselves, where only the first step takes them out of their file.
+    """
     trained = sum(p.nbytes for p in trainer.weights.trained)
     held = sum(trainer.weights.held(p).nbytes for p in trainer.weights.trained)
     num_copies = NUM_OPTIMIZER_COPIES + NUM_AVERAGE_COPIES * (trainer.average is not None)
-    return trained + held * num_copies
+    return trained * (1 + _lies_in_a_file(trainer)) + held * num_copies
 
 
 def _free_bytes(trainer: Trainer) -> int:

@@ -164,8 +164,7 @@ def _halve(trainer: Trainer, failed: list[list[float]]) -> None:
         )
     state.num_parts *= 2
     trainer.display.note(
-        f"O{what[1:]}: from here on a batch is computed in {state.num_parts} parts; steps stay what "
-        "they are"
+        f"O{what[1:]}: from here on a batch is computed in {state.num_parts} parts; steps stay what they are"
     )
 
 

@@ -1,6 +1,7 @@
 """A run from outside: what does not fit is told before a folder is made, what fails later is recorded."""
 
 import errno
+import io
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import torch
 
 from finetune import run_folder
 from finetune.config import resolve_config
-from finetune.display import Display
+from finetune.display import Display, LastingConsole, RichDisplay
 from finetune.results import read_result
 from finetune.run import finetune
 from finetune.run_spec import RunSpec, new_run_name, resumed_spec
@@ -295,6 +296,17 @@ def test_finetune_when_a_defect_ends_it_then_is_recorded_and_raised(make_spec, t
         finetune(make_spec(tmp_path), Broken())
     result = read_result(tmp_path / "run")
     assert (result.status, result.error) == ("failed", "ZeroDivisionError: a defect")
+
+
+def test_console_when_its_reader_is_gone_then_the_run_goes_on_in_silence(make_spec, monkeypatch, tmp_path):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # stdout is pytest's
+    console = LastingConsole(file=Gone())
+    assert finetune(make_spec(tmp_path, stages=("ar",)), RichDisplay(console)).status == "done"
+    assert console.quiet
 
 
 def test_finetune_when_told_to_display_then_tells_in_order(make_spec, tmp_path):

@@ -9,7 +9,7 @@ from finetune import probe, stepping
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.results import read_result
-from finetune.run import finetune
+from finetune.run import finetune, plan
 from vallex.errors import TrainingError
 from vallex.model.batch import Batch
 from vallex.model.checkpoint import load_model
@@ -164,6 +164,15 @@ def test_max_batch_sec_when_auto_then_is_what_memory_allows(
         assert 1.0 < found < probe.MAX_AUTO_SEC
     else:
         assert found == batch_sec
+
+
+def test_plan_when_weights_lie_in_a_file_then_counts_them_and_averages_in_float64(usual, make_model):
+    trained_bytes = sum(p.nbytes for p in make_model().ar.parameters())
+    [plain] = plan(usual(), Display())
+    [averaged] = plan(usual(ar={"average": "ema"}), Display())
+    # weights, gradients, and two moments
+    assert plain.memory_bytes > 4 * trained_bytes
+    assert averaged.memory_bytes - plain.memory_bytes == 2 * trained_bytes
 
 
 def test_run_when_auto_and_resumed_then_keeps_the_size_it_found(usual, monkeypatch, tmp_path, read_weights):

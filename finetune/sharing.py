@@ -66,7 +66,7 @@ class Replicas:
         yield
 
     def collect(self, held: nn.Parameter, own: Tensor) -> Tensor | None:
-        """A tensor that goes with a parameter, whole, on the first process; None on the others.
+        """A tensor that goes with a parameter, whole: on the first process at least, which writes it.
 
         own: what this process has of it; of another shape than `held` it is the same on all
         """

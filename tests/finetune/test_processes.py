@@ -354,6 +354,28 @@ def test_processes_when_started_for_what_is_not_done_then_are_refused(monkeypatc
         Processes()
 
 
+@pytest.mark.parametrize("kind", ["MULTI_GPU", "FSDP"])
+def test_configuration_file_of_the_readme_when_accelerate_reads_it_then_asks_for_what_is_done(
+    monkeypatch, tmp_path, kind
+):
+    from accelerate.commands import launch as accelerate_launch
+    from accelerate.utils import launch as accelerate_environment
+
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    text = readme.partition("```yaml\n# two_nodes.yaml")[2].partition("```")[0]
+    (tmp_path / "two_nodes.yaml").write_text(text.partition("\n")[2].replace("MULTI_GPU  # or FSDP", kind))
+    parser = accelerate_launch.launch_command_parser()
+    asked = ["--config_file", str(tmp_path / "two_nodes.yaml"), "--machine_rank", "1", "-m", "finetune.cli"]
+    args, *_ = accelerate_launch._validate_launch_command(parser.parse_args(asked))
+    environment = accelerate_environment.prepare_multi_gpu_env(args)
+    assert (args.num_processes, args.num_machines, args.nproc_per_node) == (8, 2, "4")
+    assert environment.get("ACCELERATE_USE_FSDP", "false") == str(kind == "FSDP").lower()
+    for name in environment:
+        if name.startswith(("ACCELERATE_USE", "FSDP")):
+            monkeypatch.setenv(name, environment[name])
+    Processes()  # nothing in it is refused
+
+
 def test_settings_when_they_do_not_go_with_shares_then_are_refused(make_config):
     config = make_config(ar={"optimizer": "scaled-adam", "lr": 0.01}, precision="fp16", compile=True)
     check_sharing(config, ("ar", "nar"), SimpleNamespace(is_sharded=False))

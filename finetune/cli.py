@@ -173,8 +173,6 @@ def finetune(
     from finetune.branching import find_source
     from finetune.display import LastingConsole, RichDisplay
     from finetune.launch import ends_with_its_partners, interrupt_once, is_first, launch, num_launched
-    from finetune.run import finetune as run_finetune
-    from finetune.run import plan as plan_run
     from vallex.errors import ConfigError
 
     if plan and (resume or resume_from):
@@ -200,6 +198,9 @@ def finetune(
         sys.exit(launch([*context.obj, "--name", spec.name], spec.num_processes))
     if num_launched() is not None:
         interrupt_once()
+    from finetune.run import finetune as run_finetune  # here, because a launcher needs none of it
+    from finetune.run import plan as plan_run
+
     if spec.offline_toy:
         console.print(TOY_NOTICE, highlight=False)
     with ends_with_its_partners():

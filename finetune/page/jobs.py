@@ -72,6 +72,7 @@ class Jobs:
 
     def begin(self, name: str, arguments: list[str]) -> None:
         """Runs `vallex` with these arguments; BusyError where the name has a job that has not ended."""
+        assert _is_name(name), name  # whoever begins something has looked it up
         with self._lock:
             if (process := self.process(name)) is not None:
                 raise BusyError(f"{name}: {self._told(name)['verb']} is under way (process {process.pid})")
@@ -145,8 +146,13 @@ class Jobs:
             return ""
 
     def _told(self, name: str) -> dict:
-        told = _read_json(self._folder / Path(name).name / _JOB_FILE) if name else {}
+        told = _read_json(self._folder / name / _JOB_FILE) if _is_name(name) else {}
         return told if {"verb", "pid", "start"} <= told.keys() else {}
+
+
+def _is_name(name: str) -> bool:
+    """Whether a name is one, and no path."""
+    return name == Path(name).name and name not in ("", "..")
 
 
 def child_environment(settings: PageSettings) -> dict[str, str]:

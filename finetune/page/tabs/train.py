@@ -92,7 +92,7 @@ class TrainPanel:
         self.branch = gr.Dropdown(
             _branches(self._desk.with_state()),
             value=_NEW,
-            label="Go on from the state of a stopped run",
+            label="Go on from the state of another run",
             info="In a run of its own: weights, optimizer and place in the data are those of that run, and "
             "so are set, preset and stages. “Begin with” takes weights alone.",
         )

@@ -52,6 +52,9 @@ def test_job_when_it_runs_then_another_page_finds_it_and_stops_it(slow, settings
     assert (job.verb, job.status, job.what, job.done, job.total) == ("presets", RUNNING, "waiting", 3, 7)
     with pytest.raises(BusyError, match="anna: presets is under way"):
         other.begin("anna", ["presets"])
+    assert other.find("../jobs/anna") is None
+    with pytest.raises(BusyError, match=r"\.\./jobs/anna: nothing is under way"):
+        other.stop("../jobs/anna")
     other.stop("anna")
     assert ended(other, "anna").status == STOPPED
     with pytest.raises(BusyError, match="nothing is under way"):

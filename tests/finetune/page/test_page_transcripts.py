@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
+import gradio as gr
 import pytest
 
+from finetune.page.datasets import DataDesk
+from finetune.page.published import Published
+from finetune.page.tabs.texts import TextPanel
 from finetune.page.transcripts import ROWS_A_PAGE, read_page, save_texts, sound_of
 from vallex.errors import DataError
 
@@ -93,3 +97,25 @@ def test_texts_when_one_cannot_be_saved_then_none_is(folder, row, said):
 def test_sound_when_a_clip_is_asked_for_then_only_one_of_the_folder_is_found(folder):
     assert sound_of(folder, "clip-001").name == "clip-001.wav"
     assert sound_of(folder, "../../clip-001") is None
+
+
+def test_panel_when_a_page_is_turned_then_what_was_typed_is_saved_and_what_cannot_be_keeps_it_open(
+    folder, settings_of
+):
+    with gr.Blocks():
+        panel = TextPanel(DataDesk(settings_of(data_dir=folder.parent)), Published(), gr.Dropdown([]))
+    shown, rows, *_ = panel._show("anna", "", False, (None, 0), [["", "", ""]])
+    rows[3][1] = "Typed, and not saved."
+    shown, rows, previous, following, _, said, _ = panel._show_next("anna", "", False, shown, rows)
+    assert shown == ("anna", 1)
+    assert (previous["interactive"], following["interactive"]) == (True, True)
+    assert "Saved 1 changed texts. 51 to 100 of 251; page 2 of 6." in said
+    assert read_page(folder, NOWHERE, "clip-003", False, 0).lines[0].text == "Typed, and not saved."
+    rows[0][1] = ""
+    with pytest.raises(gr.Error, match="its text is empty"):
+        panel._show_previous("anna", "", False, shown, rows)
+    rows[0][1] = "Typed before another folder was chosen."
+    (folder.parent / "bella").mkdir()
+    with pytest.raises(gr.Error, match="holds no recording"):
+        panel._show("bella", "", False, shown, rows)
+    assert read_page(folder, NOWHERE, "clip-050", False, 0).lines[0].text == rows[0][1]

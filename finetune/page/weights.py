@@ -52,11 +52,10 @@ class WeightsDesk:
             self._task = Task(lambda progress: self._fetch(names, mirror, progress))
             return self._task, True
 
-    def stop(self) -> bool:
-        """Ends what is under way, at its next piece; whether there was any."""
+    def stop(self) -> None:
+        """Ends what is under way, at its next piece."""
         if self.is_busy:
             self._task.stop.set()
-        return self.is_busy
 
     def _fetch(self, names: Sequence[str], mirror: str, progress: Progress) -> object:
         files = [file for name in names for file in COMPONENTS[name].files]

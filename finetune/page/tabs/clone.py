@@ -55,6 +55,7 @@ def build(page: gr.Blocks, engine: Engine, shelf: VoiceShelf, published: Publish
 
     def closed(request: gr.Request) -> None:
         engine.cancel_all_of(request.session_hash or "")
+        voice.forget(owner_of(request, "voice"))
 
     page.unload(closed)
 
@@ -159,7 +160,7 @@ class SpeechPanel:
         outputs = [self._status, self._player, self._sound, self._files, self._choices["seed"], self._stop]
         begun = partial(gr.on, [self._speak.click, self._text.submit, self._lines.submit])
         connect(begun, self._speak_asked, inputs, outputs)
-        connect(self._stop.click, self._stop_speaking, None, self._status)
+        connect(self._stop.click, self._stop_speaking)
         how = [self._text, self._choices["language"], self._choices["unknown_words"]]
         connect(self._read.click, told(self._show_reading), how, self._reading)
         boxes = [self._text, self._examples_box, self._read, self._reading, self._keep_sec, self._list_box]
@@ -210,9 +211,9 @@ class SpeechPanel:
     def _show_reading(self, text: str, language: str, unknown_words: str) -> str:
         return reading_view(self._engine.read(text or "", language, unknown_words))
 
-    def _stop_speaking(self, request: gr.Request):
-        stopped = self._engine.cancel_all_of(owner_of(request, TAB))
-        return plain("Stopping …") if stopped else gr.skip()
+    def _stop_speaking(self, request: gr.Request) -> None:
+        # says nothing: its answer may come after the last word of what it stops
+        self._engine.cancel_all_of(owner_of(request, TAB))
 
 
 def _variant(checkpoints: list[str]) -> str:

@@ -101,7 +101,7 @@ class ComparePanel:
         connect(partial(gr.on, [self._go.click, self._text.submit]), self._compare, asked, shown)
         after_vote = [self._status, self._players, self._vote_box, self.tally, self._heard]
         connect(self._vote.click, self._take_vote, [self._heard, self._choice], after_vote)
-        connect(self._stop.click, self._stop_speaking, None, self._status)
+        connect(self._stop.click, self._stop_speaking)
 
     @told
     def _compare(self, request: gr.Request, names, voice, text, seed, blind) -> Iterator:
@@ -175,9 +175,8 @@ class ComparePanel:
         players = players_view(heard, told_names=True)
         return said, players, gr.update(visible=False), tally_view(self._engine), None
 
-    def _stop_speaking(self, request: gr.Request):
-        stopped = self._engine.cancel_all_of(owner_of(request, TAB))
-        return plain("Stopping …") if stopped else gr.skip()
+    def _stop_speaking(self, request: gr.Request) -> None:
+        self._engine.cancel_all_of(owner_of(request, TAB))
 
 
 def players_view(heard: Heard, *, told_names: bool) -> str:

@@ -11,7 +11,7 @@ from finetune.page.engine import Engine
 from finetune.page.published import Published
 from finetune.page.recordings import take_recording
 from finetune.page.settings import MAX_TRANSCRIPT_CHARS
-from finetune.page.tabs.words import bad, connect, empty, good, plain, told
+from finetune.page.tabs.words import bad, connect, empty, good, owner_of, plain, told
 from finetune.page.voices import VoiceShelf
 from vallex.errors import CheckpointError, PromptError, WeightsError
 from vallex.inference.prompts import VoicePrompt
@@ -33,6 +33,7 @@ class VoicePanel:
     def __init__(self, engine: Engine, shelf: VoiceShelf, published: Published):
         self._engine = engine
         self._published = published
+        self._files: dict[str, Path] = {}  # the recording of each page
         self._shelf = shelf
         names = shelf.names()
         start = SAVED if names else RECORDING
@@ -153,12 +154,19 @@ class VoicePanel:
             self._delete_voice, saved, [status, saved], api_visibility="private", js=_ASK_TO_DELETE
         )
 
+    def forget(self, owner: str) -> None:
+        """Lets the recording of a page go, which may have sent another one or be closed."""
+        if (path := self._files.pop(owner, None)) is not None:
+            path.unlink(missing_ok=True)
+
     @told
-    def _take(self, path):
+    def _take(self, path, request: gr.Request):
         """A recording that was sent: cut, looked at, and heard."""
+        owner = owner_of(request, "voice")
+        self.forget(owner)
         if path is None:
             return None, "", "", "auto"
-        out = self._engine.work_dir / f"voice-{secrets.token_hex(8)}.wav"
+        out = self._files[owner] = self._engine.work_dir / f"voice-{secrets.token_hex(8)}.wav"
         taken = take_recording(Path(path), Path(path).name, out)
         note = f"{taken.seconds:.1f} s. {taken.note}".strip() + ("." if taken.note else "")
         said = _text_beside(Path(path))

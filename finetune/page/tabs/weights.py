@@ -56,7 +56,7 @@ class WeightsPanel:
 
         shown = [self._status, self._stop, *self.outputs[:-1], *outputs]
         connect(self._fetch.click, fetching, [self.names, self._mirror, *inputs], shown)
-        connect(self._stop.click, self._stop_fetching, None, self._status)
+        connect(self._stop.click, self._desk.stop)
 
     @property
     def outputs(self) -> list[gr.components.Component]:
@@ -74,9 +74,6 @@ class WeightsPanel:
             plain("A download is under way; press Download to follow it.") if self._desk.is_busy else "",
         )
 
-    def _stop_fetching(self):
-        return plain("Stopping …") if self._desk.stop() else gr.skip()
-
 
 def is_needed(missing: list[Component]) -> bool:
     """Whether nothing can be spoken without what is missing."""
@@ -85,6 +82,8 @@ def is_needed(missing: list[Component]) -> bool:
 
 def progress_view(task: Task) -> str:
     """How far a download is."""
+    if task.stop.is_set():
+        return plain("Stopping …")
     if not task.total:
         return plain("Asking for it …")
     done, total = round(task.done / 1e6), round(task.total / 1e6)

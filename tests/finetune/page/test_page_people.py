@@ -6,7 +6,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from hands import begin_to_speak, choose, go_to, outcome, write
+from hands import begin_to_speak, choose, choose_recording, go_to, outcome, write
 
 LONG = "This is one sentence of many that are spoken. " * 30
 
@@ -31,7 +31,8 @@ def test_page_when_only_keys_are_used_then_a_text_is_spoken_and_stopped(open_pag
         *("English", "Mixed", "Show how it is read", "Checkpoint", "More choices", "Rarely needed", "Speak"),
     ]
     tab.get_by_label("Checkpoint", exact=True).focus()
-    tab.keyboard.press("ArrowDown")  # the list opens with the focus
+    tab.get_by_role("option", name="tiny.pt", exact=True).wait_for()  # the list opens with the focus
+    tab.keyboard.press("ArrowDown")
     tab.keyboard.press("Enter")
     tab.wait_for_function("document.querySelector('#checkpoint input').value === 'tiny.pt'")
     tab.get_by_label("Text", exact=True).focus()
@@ -45,6 +46,12 @@ def test_page_when_only_keys_are_used_then_a_text_is_spoken_and_stopped(open_pag
 
 def test_page_when_it_is_closed_then_its_speech_ends_and_who_waited_is_next(open_page, site):
     first, second = open_page(), open_page()
+    choose_recording(first)
+    before = set(site.engine.work_dir.glob("voice-*"))
+    first.get_by_role("button", name="Use an example recording").click()
+    first.locator("#recording-note").get_by_text("1.9 s").wait_for()
+    [recording] = set(site.engine.work_dir.glob("voice-*")) - before
+    first.get_by_label("A saved voice", exact=True).check()
     write(first, LONG, "toy")
     write(second, "Good morning, my friend.")
     begin_to_speak(first)
@@ -54,6 +61,7 @@ def test_page_when_it_is_closed_then_its_speech_ends_and_who_waited_is_next(open
     second.locator("#speech-status").get_by_text("Waiting: 1 before you.").wait_for()
     first.close()
     assert "by tiny.pt" in outcome(second)
+    assert not recording.exists()
     assert running.status == "cancelled"
     assert len(running.parts) < 30
 

@@ -21,10 +21,14 @@ _WHOLE_TENSOR_OPTIMIZERS = ("scaled-adam", "eve", "torch.Adafactor", "torch.Muon
 
 
 def share_weights(model: nn.Module, processes: Processes) -> "Replicas":
-    """What the processes hold of a model that is on its device; they begin with the weights of the first."""
+    """What the processes hold of a model that is on its device; they begin with the weights of the first.
+
+    What is frozen all have from one file, in which it may still lie.
+    """
     if processes.num > 1:
         for parameter in model.parameters():
-            distributed.broadcast(parameter.data, 0)
+            if parameter.requires_grad:
+                distributed.broadcast(parameter.data, 0)
     return Shares(model, processes) if processes.is_sharded else Replicas(model, processes)
 
 

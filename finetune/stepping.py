@@ -183,9 +183,10 @@ def _normalize(trainer: Trainer, totals: Tensor) -> tuple[float, bool]:
     if math.isfinite(norm):  # else all gradients would be NaN, and no longer tell whose it was
         limit = trainer.stage_config.clip_norm or math.inf
         torch.nn.utils.clip_grads_with_norm_(parameters, limit, total_norm)
-    # fp16 looks for its scale by overflowing, and skips such steps by itself
-    is_finite = math.isfinite(loss) and (math.isfinite(norm) or accelerator.scaler is not None)
-    return norm, is_finite
+    # fp16 looks for its scale by overflowing, and skips such steps by itself; below 1 that is not the reason
+    scaler = accelerator.scaler
+    is_finite = math.isfinite(norm) or (scaler is not None and scaler.get_scale() >= 1)
+    return norm, is_finite and math.isfinite(loss)
 
 
 def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, own: _Own, learning_rate: float) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from finetune import probe, stepping
+from finetune import probe, stepping, trainer
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.results import read_result
@@ -131,6 +131,29 @@ def test_step_when_not_finite_then_leaves_weights_and_moments_as_they_were(
         read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("before", "left")
     )
     assert all(torch.equal(before[name], left[name]) for name in before)
+
+
+def test_gradients_when_infinite_at_any_scale_of_fp16_then_the_run_ends(
+    usual, monkeypatch, tmp_path, read_log
+):
+    made, computed = trainer.make_accelerator, stepping._accumulate
+
+    def make_scaling(*args, **settings):
+        accelerator = made(*args, **settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        return accelerator
+
+    def accumulate(trainer, held):
+        sums = computed(trainer, held)
+        trainer.weights.trained[-1].grad.fill_(math.inf)
+        return sums
+
+    monkeypatch.setattr(trainer, "make_accelerator", make_scaling)
+    monkeypatch.setattr(stepping, "_accumulate", accumulate)
+    with pytest.raises(TrainingError, match=r"not finite at step 5.*fp16 overflowed; lower ar.lr"):
+        finetune(usual(ar={"max_steps": 9}, max_faults=1), Display())
+    # 4, 2 and 1 were looked for; what is below is counted
+    assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "fault"] == [4, 5]
 
 
 def test_steps_when_too_many_are_not_finite_then_the_run_ends_and_can_go_on(usual, poison, tmp_path):

@@ -67,7 +67,11 @@ html:not([data-ready]) .gradio-container { cursor: progress; }
 .status .good { color: #15803d; } .dark .status .good { color: #86efac; }
 .note { opacity: .85; font-size: .92em; }
 .toy { border: 1px solid #ca8a04; border-radius: 8px; padding: .4em .8em; margin: .3em 0; }
-.status + progress { width: 100%; accent-color: #c2410c; }
+progress { display: block; width: 100%; height: .7em; appearance: none; border: 0; border-radius: 4px;
+  background: #8884; }
+progress::-webkit-progress-bar { background: #8884; border-radius: 4px; }
+progress::-webkit-progress-value { background: #c2410c; border-radius: 4px; }
+progress::-moz-progress-bar { background: #c2410c; border-radius: 4px; }
 .printed pre { overflow-x: auto; font-size: .85em; }
 #data-folder .wrap { font-size: 0; line-height: 0; }
 #data-folder .wrap::after { content: "Click to choose a folder"; font-size: 1rem; line-height: 2; }

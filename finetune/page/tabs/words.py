@@ -13,6 +13,9 @@ import gradio as gr
 from finetune.page.jobs import DONE, FAILED, RUNNING, Job
 from vallex.errors import VallexError
 
+GOES_ON = ("import", "prepare", "evaluate")
+"""The verbs that do not do again what they have done."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
@@ -101,7 +104,8 @@ def job_view(job: Job, doing: dict[str, str], outcome: str) -> str:
     elif job.status == DONE:
         line = good(outcome)
     else:
-        line = plain(f"{job.name}: stopped. What is done is kept; the next time goes on from there.")
+        kept = " What is done is kept; the next time goes on from there." if job.verb in GOES_ON else ""
+        line = plain(f"{job.name}: stopped.{kept}")
     printed = f"<pre>{html.escape(job.log_tail)}</pre>"
     return f'{line}<details class="printed"><summary>What it printed</summary>{printed}</details>'
 

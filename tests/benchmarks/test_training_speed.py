@@ -65,11 +65,15 @@ def test_full_step_when_clips_are_half_as_long_then_takes_half_the_time():
     assert measured("ar", share=0.5)["passes"] == pytest.approx(measured("ar")["passes"], rel=0.15)
 
 
-def test_adapter_step_then_takes_three_quarters_of_a_full_ones_time():
-    ratio = measured("ar", "lora_rank=8")["step"] / measured("ar")["step"]
-    memory = measured("ar", "lora_rank=8")["peak_gb"] / measured("ar")["peak_gb"]
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+def test_adapter_step_then_takes_three_quarters_of_a_full_ones_time_and_six_tenths_of_its_memory(stage):
+    full, adapter = measured(stage), measured(stage, "lora_rank=8")
+    ratio = adapter["step"] / full["step"]
+    # beyond the libraries, which are not a step's
+    memory = (adapter["peak_gb"] - adapter["libraries_gb"]) / (full["peak_gb"] - full["libraries_gb"])
     print(f"adapter: {ratio:.2f} of the time, {memory:.2f} of the memory")
     assert ratio < 0.75
+    assert memory < 0.6
 
 
 def test_frozen_presets_then_compute_no_gradient_that_nobody_uses():

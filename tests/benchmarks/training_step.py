@@ -114,6 +114,7 @@ def measure(stage: str, overrides: list[str], *, share: float, num_steps: int) -
     """The fastest of the steps after the first, and the memory that they took."""
     config = resolve_config("small", ["max_batch_sec=20", f"max_steps={num_steps}", *overrides])
     clips = draw_utterances(share)
+    libraries_bytes = psutil.Process().memory_info().rss
     memory = MemoryPeak()
     memory.start()
     torch.manual_seed(0)
@@ -153,6 +154,7 @@ def measure(stage: str, overrides: list[str], *, share: float, num_steps: int) -
         # of the first step, before there is a state of the optimizer
         "passes_gb": passes_bytes[0] / 1e9,
         "peak_gb": max(step["peak_bytes"] for step in steps) / 1e9,
+        "libraries_gb": libraries_bytes / 1e9,
         "num_gradients": sum(p.grad is not None for p in trainer.model.parameters()),
     }
 

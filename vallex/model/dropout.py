@@ -57,9 +57,11 @@ def add_dropped(x: Tensor, branch: Tensor, rate: float) -> Tensor:
     """
     if rate == 0:
         return x + branch
-    if x.dtype == branch.dtype and _is_own_kernel_better(x):
+    if not _is_own_kernel_better(x):
+        return x + F.dropout(branch, rate)
+    if x.dtype == branch.dtype:
         return _AddDropped.apply(branch, x, rate)
-    return x + F.dropout(branch, rate)
+    return x + _Dropout.apply(branch, rate)  # under autocast the stream stays float32
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, rate: float) -> Tensor:

@@ -99,6 +99,14 @@ def _keep_(x: Tensor, kept: Tensor, rate: float) -> Tensor:
     return x.mul_(kept).mul_(1 / (1 - rate))
 
 
+def _to_write_over(ctx, x: Tensor) -> Tensor:
+    """x, or a copy where it is a view, as a linear layer's output is: those cost autograd several copies."""
+    if x._is_view():
+        return x.clone()
+    ctx.mark_dirty(x)
+    return x
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:
@@ -115,16 +123,12 @@ class _Dropout(torch.autograd.Function):
 
 
 class _AddDropped(torch.autograd.Function):
-    """branch is the first input, because autograd gives the base of a view that is written over, as a linear
-    layer's output is one, the first gradient."""
-
     @staticmethod
     def forward(ctx, branch: Tensor, x: Tensor, rate: float) -> Tensor:
         kept = _draw_kept(branch.shape, rate)
         ctx.rate = rate
-        ctx.mark_dirty(branch)
         ctx.save_for_backward(kept)
-        return _keep_(branch, kept, rate).add_(x)
+        return _keep_(_to_write_over(ctx, branch), kept, rate).add_(x)
 
     @staticmethod
     @once_differentiable
@@ -137,8 +141,7 @@ class _ReluDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, rate: float) -> Tensor:
         if _is_own_kernel_better(x):
-            ctx.mark_dirty(x)
-            dropped = _keep_(x.relu_(), _draw_kept(x.shape, rate), rate)
+            dropped = _keep_(_to_write_over(ctx, x).relu_(), _draw_kept(x.shape, rate), rate)
         else:
             dropped, _ = torch.native_dropout(F.relu(x), rate, True)
         ctx.rate = rate

@@ -158,8 +158,7 @@ class _ReluDropout(torch.autograd.Function):
 class _DropoutAttention(torch.autograd.Function):
     """Attention, an utterance at a time so that its weights stay in the processor's cache.
 
-    The backward pass computes the weights again from the logarithm of each row's sum of exponentials (Dao et
-    al. 2022, section 3.1); kept are the masks, a byte a weight.
+    The backward pass computes the weights again; kept are the masks, a byte a weight.
     """
 
     @staticmethod
@@ -167,41 +166,35 @@ class _DropoutAttention(torch.autograd.Function):
         batch, heads, length, width = q.shape
         # in memory [B, L, H, D/H], which is how it is read next
         out = q.new_empty(batch, length, heads, width).transpose(1, 2)
-        row_logs = torch.empty(batch, heads, length, 1)
         kept = torch.empty(batch, heads, length, k.shape[2], dtype=torch.int8)
         for b in range(batch):
-            weights = _scores(q[b], k[b], shown[b])
-            largest = weights.amax(dim=-1, keepdim=True)
-            weights.sub_(largest).exp_()
-            sums = weights.sum(dim=-1, keepdim=True)
-            torch.add(largest, sums.log(), out=row_logs[b])
+            weights = _weights(q[b], k[b], shown[b])
             kept[b] = _draw_kept(weights.shape, rate)
-            weights.mul_(kept[b])
-            torch.div(torch.bmm(weights.to(v.dtype), v[b]), sums * (1 - rate), out=out[b])
+            torch.div(torch.bmm(weights.mul_(kept[b]).to(v.dtype), v[b]), 1 - rate, out=out[b])
         ctx.rate = rate
-        ctx.save_for_backward(q, k, v, shown, out, row_logs, kept)
+        ctx.save_for_backward(q, k, v, shown, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v, shown, out, row_logs, kept = ctx.saved_tensors
+        q, k, v, shown, kept = ctx.saved_tensors
         grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
-        # what the softmax takes from each row: the sum of its weights times their gradients
-        taken = (grad.float() * out).sum(dim=-1, keepdim=True)
+        # factors are put where there is least to multiply
+        grad, scale = grad / (1 - ctx.rate), q.shape[-1] ** -0.5
         for b in range(len(q)):
-            weights = _scores(q[b], k[b], shown[b]).sub_(row_logs[b]).exp_()
-            grad_scores = _keep_(torch.bmm(grad[b], v[b].transpose(1, 2)).float(), kept[b], ctx.rate)
-            grad_scores.sub_(taken[b]).mul_(weights).mul_(q.shape[-1] ** -0.5)
+            weights = _weights(q[b], k[b], shown[b])
+            grad_weights = torch.bmm(grad[b], v[b].transpose(1, 2)).float().mul_(kept[b])
+            grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, torch.float32)
             grad_scores = grad_scores.to(q.dtype)
-            dropped = _keep_(weights, kept[b], ctx.rate)
-            grad_v[b] = torch.bmm(dropped.to(v.dtype).transpose(1, 2), grad[b])
-            grad_q[b] = torch.bmm(grad_scores, k[b])
-            grad_k[b] = torch.bmm(grad_scores.transpose(1, 2), q[b])
+            grad_v[b] = torch.bmm(weights.mul_(kept[b]).to(v.dtype).transpose(1, 2), grad[b])
+            grad_q[b] = torch.bmm(grad_scores, k[b] * scale)
+            grad_k[b] = torch.bmm(grad_scores.transpose(1, 2), q[b] * scale)
         return grad_q, grad_k, grad_v, None, None
 
 
-def _scores(q: Tensor, k: Tensor, shown: Tensor) -> Tensor:
-    """What the softmax is of, for one utterance: [H, L, M] float32."""
+def _weights(q: Tensor, k: Tensor, shown: Tensor) -> Tensor:
+    """The softmax of the scores of one utterance: [H, L, M] float32."""
     bias = q.new_zeros(1).where(shown, -math.inf)
-    return torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5).float()
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return torch.softmax(scores, dim=-1, dtype=torch.float32)

@@ -26,7 +26,6 @@ from vallex.cli.options import (
     RunsDir,
     check_writable,
     flag,
-    released_checkpoint,
 )
 from vallex.errors import VallexError
 
@@ -173,6 +172,7 @@ def finetune(
     from finetune.branching import find_source
     from finetune.display import LastingConsole, RichDisplay
     from finetune.launch import ends_with_its_partners, interrupt_once, is_first, launch, num_launched
+    from finetune.run_options import RunOptions, spec_of
     from vallex.errors import ConfigError
 
     if plan and (resume or resume_from):
@@ -180,20 +180,21 @@ def finetune(
             "--plan is of a run that is to begin, --resume of one that has; leave out one of them"
         )
     console = LastingConsole(quiet=not is_first())
-    spec = _run_spec(
-        prepared,
-        init,
-        preset,
-        overrides or [],
-        stage,
-        add_language or [],
-        name,
-        runs,
-        resume,
-        resume_from,
-        processes,
-        offline_toy,
+    asked = RunOptions(
+        prepared=prepared,
+        init=init,
+        preset=preset,
+        overrides=overrides or [],
+        stage=stage,
+        add_language=add_language or [],
+        name=name,
+        runs=runs,
+        resume=resume,
+        resume_from=resume_from,
+        processes=processes or num_launched(),
+        offline_toy=offline_toy,
     )
+    spec = spec_of(asked)
     if spec.num_processes > 1 and num_launched() is None:
         sys.exit(launch([*context.obj, "--name", spec.name], spec.num_processes))
     if num_launched() is not None:
@@ -213,79 +214,6 @@ def finetune(
     if result.status == "stopped":
         console.print(f"Stopped and saved. Go on: vallex finetune --resume --name {spec.name} --runs {runs}")
         sys.exit(INTERRUPTED)  # not by typer: it has been said
-
-
-def _run_spec(
-    prepared,
-    init,
-    preset,
-    overrides,
-    stage,
-    add_language,
-    name,
-    runs,
-    resume,
-    resume_from,
-    processes,
-    offline_toy,
-):
-    """What the options ask for; to go on with a run, what its folder says, where they do not speak."""
-    from dataclasses import replace
-    from datetime import datetime
-
-    from finetune.branching import find_source
-    from finetune.config import STAGES, changed_config, preset_stages, resolve_config
-    from finetune.data.prepared import read_info
-    from finetune.launch import num_launched
-    from finetune.results import resolve_checkpoint
-    from finetune.run_spec import RunSpec, new_run_name, resumed_spec
-    from vallex.errors import ConfigError
-    from vallex.model.added_languages import DEFAULT_SOURCE
-
-    if stage not in (*STAGES, "both", None):
-        raise ConfigError(f"stage {stage!r} is not known; it is one of ar, nar, both")
-    stages = STAGES if stage == "both" else (stage,)
-    pairs = (entry.partition("=") for entry in add_language)
-    add_languages = {code: source or str(DEFAULT_SOURCE) for code, _, source in pairs}
-    if resume and resume_from:
-        raise ConfigError("--resume goes on with a run, --resume-from begins another; take one of them")
-    if resume and name is None:
-        raise ConfigError("--resume goes on with a run: name it with --name")
-    if resume or resume_from:
-        source = find_source(resume_from, runs) if resume_from else None
-        spec = resumed_spec(name or new_run_name(source.name, runs, datetime.now()), runs, source)
-        config = changed_config(spec.config, overrides) if overrides else None
-        if preset:
-            config = resolve_config(preset, overrides)
-        given = {
-            "prepared": prepared,
-            "init": None if init is None else resolve_checkpoint(init, runs),
-            "stages": None if stage is None else stages,
-            "preset": preset,
-            "add_languages": add_languages or None,
-            "num_processes": processes or num_launched(),
-            "config": config,
-        }
-        return replace(spec, **{key: value for key, value in given.items() if value is not None})
-    if prepared is None or preset is None:
-        missing = "PREPARED, a prepared set" if prepared is None else "--preset, such as --preset small"
-        raise ConfigError(f"missing: {missing}. See vallex finetune --help")
-    config = resolve_config(preset, overrides)
-    read_info(prepared)  # a wrong folder is told before weights are asked for
-    if init is None and not offline_toy and not config.from_scratch:
-        init = str(released_checkpoint())
-    return RunSpec(
-        name=name or new_run_name(preset, runs, datetime.now()),
-        runs_dir=runs,
-        prepared=prepared,
-        init=None if init is None else resolve_checkpoint(init, runs),
-        preset=preset,
-        config=config,
-        stages=preset_stages(preset) if stage is None else stages,
-        offline_toy=offline_toy,
-        add_languages=add_languages,
-        num_processes=processes or num_launched() or 1,
-    )
 
 
 @app.command()

@@ -557,7 +557,7 @@ def test_quickstart_when_a_command_is_stopped_does_not_go_on(vallex, monkeypatch
 
     commands = [["finetune", "--resume", "--name", "x"], ["runs", "list"]]
     monkeypatch.setattr("finetune.quickstart.quickstart_commands", lambda *_, **__: commands)
-    monkeypatch.setattr("finetune.cli._run_spec", stopped)
+    monkeypatch.setattr("finetune.run_options.spec_of", stopped)
     ended = vallex("quickstart")
     assert ended.code == 130
     assert "$ vallex finetune --resume" in ended.out and "$ vallex runs list" not in ended.out

@@ -6,12 +6,15 @@ distribution, in a third of the memory. GPUs have kernels for it; there PyTorch'
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+ROWS = 96
+"""Rows of attention that are computed at once."""
 PIECE = 2**20
 """Values whose numbers are drawn at once, so that the numbers take no memory to speak of."""
 
@@ -155,9 +158,10 @@ class _ReluDropout(torch.autograd.Function):
 
 
 class _DropoutAttention(torch.autograd.Function):
-    """Attention, an utterance at a time so that its weights stay in the processor's cache.
+    """Attention, some rows of an utterance at a time so that their weights stay in the processor's cache.
 
-    The backward pass computes the weights again; kept are the masks, a byte a weight.
+    Columns that none of these rows may look at, of later frames and of padding, are not computed. The
+    backward pass computes the weights again; kept are the masks, a byte a weight.
     """
 
     @staticmethod
@@ -165,35 +169,48 @@ class _DropoutAttention(torch.autograd.Function):
         batch, heads, length, width = q.shape
         # in memory [B, L, H, D/H], which is how it is read next
         out = q.new_empty(batch, length, heads, width).transpose(1, 2)
-        kept = torch.empty(batch, heads, length, k.shape[2], dtype=torch.int8)
-        for b in range(batch):
-            weights = _weights(q[b], k[b], shown[b])
-            kept[b] = _draw_kept(weights.shape, rate)
-            torch.div(torch.bmm(weights.mul_(kept[b]).to(v.dtype), v[b]), 1 - rate, out=out[b])
+        ctx.blocks, masks = list(_blocks(shown)), []
+        for b, rows, columns in ctx.blocks:
+            weights = _weights(q[b, :, rows], k[b, :, columns], shown[b, :, rows, columns])
+            kept = _draw_kept(weights.shape, rate)
+            masks.append(kept)
+            weights = weights.mul_(kept).to(v.dtype)
+            torch.div(torch.bmm(weights, v[b, :, columns]), 1 - rate, out=out[b, :, rows])
         ctx.rate = rate
-        ctx.save_for_backward(q, k, v, shown, kept)
+        ctx.save_for_backward(q, k, v, shown, *masks)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
-        q, k, v, shown, kept = ctx.saved_tensors
-        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
+        q, k, v, shown, *masks = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         # factors are put where there is least to multiply
         grad, scale = grad / (1 - ctx.rate), q.shape[-1] ** -0.5
-        for b in range(len(q)):
-            weights = _weights(q[b], k[b], shown[b])
-            grad_weights = torch.bmm(grad[b], v[b].transpose(1, 2)).float().mul_(kept[b])
+        for (b, rows, columns), kept in zip(ctx.blocks, masks, strict=True):
+            own_q, own_k, own_grad = q[b, :, rows], k[b, :, columns], grad[b, :, rows]
+            weights = _weights(own_q, own_k, shown[b, :, rows, columns])
+            grad_weights = torch.bmm(own_grad, v[b, :, columns].transpose(1, 2)).float().mul_(kept)
             grad_scores = torch.ops.aten._softmax_backward_data(grad_weights, weights, -1, torch.float32)
             grad_scores = grad_scores.to(q.dtype)
-            grad_v[b] = torch.bmm(weights.mul_(kept[b]).to(v.dtype).transpose(1, 2), grad[b])
-            grad_q[b] = torch.bmm(grad_scores, k[b] * scale)
-            grad_k[b] = torch.bmm(grad_scores.transpose(1, 2), q[b] * scale)
+            weights = weights.mul_(kept).to(v.dtype)
+            grad_v[b, :, columns] += torch.bmm(weights.transpose(1, 2), own_grad)
+            grad_q[b, :, rows] = torch.bmm(grad_scores, own_k * scale)
+            grad_k[b, :, columns] += torch.bmm(grad_scores.transpose(1, 2), own_q * scale)
         return grad_q, grad_k, grad_v, None, None
 
 
+def _blocks(shown: Tensor) -> Iterator[tuple[int, slice, slice]]:
+    """Each utterance's rows, ROWS at a time, with the columns up to the last that one of them looks at."""
+    for b, own in enumerate(shown[:, 0]):
+        for start in range(0, len(own), ROWS):
+            rows = slice(start, start + ROWS)
+            looked_at = own[rows].any(0).nonzero()
+            yield b, rows, slice(int(looked_at.max()) + 1 if len(looked_at) else own.shape[1])
+
+
 def _weights(q: Tensor, k: Tensor, shown: Tensor) -> Tensor:
-    """The softmax of the scores of one utterance: [H, L, M] float32."""
+    """The softmax of the scores of some rows: [H, L, M] float32."""
     bias = q.new_zeros(1).where(shown, -math.inf)
     scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[-1] ** -0.5)
     return torch.softmax(scores, dim=-1, dtype=torch.float32)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from vallex.model.dropout import Dropout, add_dropped, attention, relu_dropout
+from vallex.model.dropout import Dropout, _blocks, add_dropped, attention, relu_dropout
 from vallex.model.layers import Decoder
 
 RATE = 0.3
@@ -155,6 +155,38 @@ def test_attention_when_its_weights_are_dropped_then_equals_the_formula(masked):
     ours = gradients(lambda *inputs: attention(*inputs, mask, RATE), [q, k, v], upstream)
     for own, expected in zip(ours, gradients(formula, [q, k, v], upstream), strict=True):
         torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("masked", ["nothing", "later columns", "padding"])
+def test_attention_when_computed_some_rows_at_a_time_then_equals_the_formula(masked, monkeypatch):
+    monkeypatch.setattr("vallex.model.dropout.ROWS", 3)
+    torch.manual_seed(1)
+    q, k, v, upstream = torch.randn(4, 2, 3, 8, 8)
+    mask = {
+        "nothing": torch.ones(2, 1, 8, 8, dtype=torch.bool),
+        "later columns": torch.ones(2, 1, 8, 8, dtype=torch.bool).tril(),
+        "padding": (torch.arange(8) < torch.tensor([5, 8])[:, None])[:, None, None, :].expand(2, 1, 8, 8),
+    }[masked]
+    # what is dropped is seen where all weights of a row are equal and the values are the unit matrix
+    torch.manual_seed(0)
+    equal = attention(torch.zeros_like(q), k, torch.eye(8).expand(2, 3, 8, 8), mask, RATE)
+    factors = equal * mask.sum(-1, keepdim=True)
+    assert {round(float(x), 3) for x in factors.unique()} == {0.0, round(1 / (1 - RATE), 3)}
+
+    def formula(q, k, v):
+        scores = (q @ k.transpose(-1, -2) / 8**0.5).masked_fill(~mask, -torch.inf)
+        return (scores.softmax(-1) * factors) @ v
+
+    torch.manual_seed(0)
+    ours = gradients(lambda *inputs: attention(*inputs, mask, RATE), [q, k, v], upstream)
+    for own, expected in zip(ours, gradients(formula, [q, k, v], upstream), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_when_columns_are_seen_by_no_row_of_a_block_then_they_are_not_computed():
+    causal = torch.ones(1, 1, 300, 300, dtype=torch.bool).tril()
+    blocks = [(rows.start, columns.stop) for _, rows, columns in _blocks(causal)]
+    assert blocks == [(0, 96), (96, 192), (192, 288), (288, 300)]
 
 
 def test_attention_when_in_bfloat16_then_is_near_float32():

@@ -41,6 +41,7 @@ TRAINED = {"small": [], "lora-small": [], "heads": ["train=heads"]}
 """The settings of each row beside its preset; `heads` is `small` with the prediction layers alone."""
 # an epoch of one clip is a step; the presets' own warmup and patience count steps and validations
 LENGTH = ("max_epochs=50", "validate_every=10")
+LOSSES_ALONE = ("samples=0", "evaluation=none", "trackers=none")
 KNOWN_BELOW_NATS = 1.0
 """The untouched model's AR loss on a clip is below 0.1 where it knows it, and above 3 where it does not."""
 
@@ -53,7 +54,7 @@ knows nothing has 6.93, and this model is surer than that of what is wrong: rate
 it forgets more the more it moves, and heads alone move little. That shows that the mechanics work, and says
 no more: the presets' rates rest on the published record of the released model.
 
-Made in {minutes} minutes by two processes on a busy machine of two cores:
+Made in {minutes} minutes by {processes} processes:
 `python tests/benchmarks/does_it_help.py ../shared --out tests/benchmarks/does_it_help.md`
 
 """
@@ -116,7 +117,7 @@ def run_trial(trial: Trial, checkpoint: Path, folder: Path, known: Sequence[Utte
     """Fine-tunes both stages by the code that the command line calls, and scores the best weights."""
     torch.set_num_threads(1)
     preset = "lora-small" if trial.trained == "lora-small" else "small"
-    overrides = [*LENGTH, f"seed={trial.seed}", f"lr={trial.rate}", *TRAINED[trial.trained]]
+    overrides = [*LENGTH, *LOSSES_ALONE, f"seed={trial.seed}", f"lr={trial.rate}", *TRAINED[trial.trained]]
     name = f"{trial.trained}-{trial.rate}-{trial.voice}-{trial.seed}"
     spec = RunSpec(
         name=name,
@@ -188,7 +189,9 @@ def main() -> None:
         futures = [pool.submit(run_trial, trial, checkpoint, folder, known) for trial in trials]
         results = {trial: future.result() for trial, future in zip(trials, futures, strict=True)}
     minutes = math.ceil((time.monotonic() - began) / 60)
-    text = INTRODUCTION.format(voices=", ".join(VOICES), num_known=len(known), minutes=minutes)
+    text = INTRODUCTION.format(
+        voices=", ".join(VOICES), num_known=len(known), minutes=minutes, processes=asked.processes
+    )
     asked.out.write_text(
         text + "\n".join(table(results, base_valid, losses_of(model, known))) + "\n", "utf-8"
     )

@@ -4,7 +4,8 @@ Run it alone: pytest -m slow -s tests/benchmarks/test_training_speed.py
 
 Each measurement is a process of its own (training_step.py), so that memory is its own. Seconds are shares of
 the plain product's in the same process, because the speed of a machine changes from one minute to the next.
-Memory is of the whole process, 0.55 GB of libraries included.
+Memory is of the whole process, 0.55 GB of libraries included. On a GPU the bounds are not asked for: there
+training_step.py tells what a step takes.
 """
 
 import json
@@ -57,12 +58,16 @@ def test_full_step_then_takes_two_thirds_of_the_originals_memory(stage):
     assert measured(stage)["passes_gb"] < 2 / 3 * ORIGINAL_GB
 
 
-def test_full_step_then_little_happens_between_passes_and_optimizer():
-    assert measured("ar")["between"] < 0.03 * measured("ar")["step"]
+@pytest.mark.parametrize("settings", [(), ("average=ema",)])
+def test_full_step_then_little_happens_between_passes_and_optimizer(settings):
+    figures = measured("ar", *settings)
+    print(f"between: {figures['between'] / figures['step']:.1%} of a step")
+    assert figures["between"] < 0.03 * figures["step"]
 
 
-def test_full_step_when_clips_are_half_as_long_then_takes_half_the_time():
-    assert measured("ar", share=0.5)["passes"] == pytest.approx(measured("ar")["passes"], rel=0.15)
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+def test_full_step_when_clips_are_half_as_long_then_takes_half_the_time(stage):
+    assert measured(stage, share=0.5)["passes"] == pytest.approx(measured(stage)["passes"], rel=0.15)
 
 
 @pytest.mark.parametrize("stage", ["ar", "nar"])
@@ -76,13 +81,22 @@ def test_adapter_step_then_takes_three_quarters_of_a_full_ones_time_and_six_tent
     assert memory < 0.6
 
 
-def test_frozen_presets_then_compute_no_gradient_that_nobody_uses():
-    full = measured("ar")["step"]
-    # a full step is one part forward and two backward: of all layers, of the four last, of none
-    for train, num_gradients, share in (("heads", 1, 1 / 3), ("last-4", 4 * 12 + 2, (1 + 2 * 4 / 12) / 3)):
-        frozen = measured("ar", f"train={train}")
-        assert frozen["num_gradients"] == num_gradients
-        assert frozen["step"] / full < share + 0.1
+@pytest.mark.parametrize(
+    ("stage", "train", "num_gradients", "share"),
+    [
+        # a full step is one part forward and two backward: of all layers, of the four last, of none
+        ("ar", "heads", 1, 1 / 3),
+        ("ar", "last-4", 4 * 12 + 2, (1 + 2 * 4 / 12) / 3),
+        ("nar", "last-4", 4 * 16 + 4, (1 + 2 * 4 / 12) / 3),
+        # six of the NAR's heads are embeddings too, whose gradient comes through all layers
+        ("nar", "heads", 6, 2 / 3),
+        ("nar", "heads-untied", 1, 1 / 3),
+    ],
+)
+def test_frozen_presets_then_compute_no_gradient_that_nobody_uses(stage, train, num_gradients, share):
+    frozen = measured(stage, f"train={train}")
+    assert frozen["num_gradients"] == num_gradients
+    assert frozen["step"] / measured(stage)["step"] < share + 0.1
 
 
 def test_batches_of_clips_as_they_are_recorded_then_are_padded_by_less_than_a_tenth(tmp_path):

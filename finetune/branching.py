@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
-from finetune.results import RunResult, read_config, read_result, resolve_run, write_result
+from finetune.results import RunResult, elsewhere, read_config, read_result, resolve_run, write_result
 from finetune.run_folder import link_or_copy, write_json
 from finetune.run_spec import RunSpec, differences
 from vallex.errors import ConfigError, RunError
@@ -59,7 +59,7 @@ def check_branch(source: Path, spec: RunSpec) -> None:
     result = read_result(source)
     what = f"--resume-from {source}"
     if result.status == "running":
-        raise RunError(f"{what}: it is running, and its state moves; stop it first")
+        raise RunError(f"{what}: it is running{elsewhere(result)}, and its state moves; stop it first")
     stage, state = _stage_and_state(source, result)
     if not state.is_file():
         raise RunError(

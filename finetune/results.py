@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from finetune.heartbeat import DEAD_AFTER_SEC, beats, is_written_to
 from finetune.scoring.scores import Evaluation, evaluation_faults
 from vallex.errors import RunError
 from vallex.files import atomic_write
@@ -145,15 +146,19 @@ def read_result(run_dir: Path | str) -> RunResult:
     values |= {"name": run_dir.resolve().name, "phases": [PhaseResult(**stage) for stage in stages]}
     values |= {"evaluation": evaluation} | ({"evaluation_note": damage} if damage else {})
     result = RunResult(**values)
-    is_cut_off = result.status == "running" and process_lives(result) is False
+    is_cut_off = result.status == "running" and process_lives(run_dir, result) is False
     return _interrupted(result) if is_cut_off else result
 
 
-def process_lives(result: RunResult) -> bool | None:
-    """Whether the process that ran a run is still there; None where that cannot be told from this machine."""
+def process_lives(run_dir: Path, result: RunResult) -> bool | None:
+    """Whether the process that ran a run is still there: by its id here, by its sign of life elsewhere.
+
+    None where its id cannot be looked up
+    """
     who = result.process or {}
     if who.get("host") != socket.gethostname():
-        return None
+        is_beating = beats(run_dir)
+        return result.status == "running" and is_written_to(run_dir) if is_beating is None else is_beating
     try:
         process = psutil.Process(int(who["pid"]))
         # the start is worked out from the clock, which may have been set since
@@ -163,6 +168,14 @@ def process_lives(result: RunResult) -> bool | None:
         return False
     except (psutil.Error, KeyError, TypeError, ValueError):
         return None
+
+
+def elsewhere(result: RunResult) -> str:
+    """For messages on a run that is running: on which host, where that is another, and what if it is not."""
+    host = (result.process or {}).get("host")
+    if host in (None, socket.gethostname()):
+        return ""
+    return f" on {host} (if it was killed there, try again in {DEAD_AFTER_SEC / 60:g} minutes)"
 
 
 def list_runs(runs_dir: Path | str) -> RunLog:

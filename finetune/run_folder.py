@@ -6,6 +6,7 @@ checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an
 faults/          batches of steps that were not finite, for inspection
 state-ar.pt      what a stopped stage goes on from; gone when the next stage begins, the last one's stays
 result.json      what was run on what, and how it ended
+heartbeat        touched while its process works
 """
 
 import json
@@ -13,14 +14,15 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from finetune.results import CONFIG_FILE, PhaseResult, RunResult, read_result, write_result
+from finetune.heartbeat import beating
+from finetune.results import CONFIG_FILE, PhaseResult, RunResult, elsewhere, read_result, write_result
 from vallex.errors import RunError
 from vallex.files import atomic_write
 from vallex.model.runs import checkpoint_file
@@ -62,6 +64,10 @@ class RunFolder:
         self.is_writer = is_writer
         self.adapter_stages = adapter_stages
         self.adapter_origin: AdapterOrigin | None = None
+
+    def beating(self) -> AbstractContextManager[None]:
+        """Within it other hosts see that the run's process works."""
+        return beating(self.path) if self.is_writer else nullcontext()
 
     def log(self, line: dict) -> None:
         """Appends a line to metrics.jsonl."""
@@ -243,6 +249,11 @@ def begin_folder(path: Path, settings: dict, result: RunResult) -> None:
         raise
 
 
+def still_running(result: RunResult) -> str:
+    """Why a run is not taken up."""
+    return f"run {result.name!r}: it is running{elsewhere(result)}; stop it first (Ctrl-C where it runs)"
+
+
 @contextmanager
 def taking_up(path: Path) -> Iterator[RunResult]:
     """The result of a run that nobody else takes up meanwhile; RunError where it is running."""
@@ -251,7 +262,7 @@ def taking_up(path: Path) -> Iterator[RunResult]:
         try:
             result = read_result(path)
             if result.status == "running":
-                raise RunError(f"run {path.name!r}: it is running; stop it first (Ctrl-C where it runs)")
+                raise RunError(still_running(result))
             yield result
         finally:
             # who waits for it sees that its name is gone, and takes a new one

@@ -112,7 +112,7 @@ def _reason_to_leave(run_dir: Path) -> str | None:
     if result.status == "running":
         return "it is running"
     # after the training come the scores, by any checkpoint
-    return f"its process, {result.process['pid']}, has not ended" if process_lives(result) else None
+    return f"its process, {result.process['pid']}, has not ended" if process_lives(run_dir, result) else None
 
 
 def _why_kept(path: Path, stage: str, which: str, result: RunResult, needed: _Needed) -> str | None:

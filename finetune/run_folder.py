@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from vallex.model.network import VALLE
 
 
+LOG_FILE = "metrics.jsonl"
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdapterOrigin:
     """What an adapter's files say of where it belongs.
@@ -72,7 +75,7 @@ class RunFolder:
     def log(self, line: dict) -> None:
         """Appends a line to metrics.jsonl."""
         if self.is_writer:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def save_checkpoint(self, model: "VALLE", stage: str, which: str, step: int) -> None:
@@ -123,12 +126,13 @@ class RunFolder:
         return checkpoint_file(self.path, f"{stage}-{which}", adapter=stage in self.adapter_stages)
 
     def save_state(self, stage: str, state: dict) -> None:
-        """Writes what the stage goes on from."""
+        """Writes what the stage goes on from, and how long the log is with it."""
         if not self.is_writer:
             return
         import torch
 
-        path = self._state_path(stage)
+        path, log = self._state_path(stage), self.path / LOG_FILE
+        state = state | {"log_bytes": log.stat().st_size if log.is_file() else 0}
         try:
             with atomic_write(path) as temporary:
                 torch.save(state, temporary)
@@ -138,7 +142,7 @@ class RunFolder:
             raise RunError(f"{path}: cannot be written ({reason}). The state before it is whole") from error
 
     def load_state(self, stage: str) -> dict | None:
-        """What the stage goes on from, if it was begun; forgets what the log says of later steps."""
+        """What the stage goes on from, if it was begun; forgets what the log says that it does not know."""
         import torch
 
         path = self._state_path(stage)
@@ -152,7 +156,7 @@ class RunFolder:
                 f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
                 "stage again, or start a new run from the last checkpoint with --init"
             ) from error
-        self._cut_log(stage, state["state"]["step"])
+        self._cut_log(stage, state["state"]["step"], state.get("log_bytes"))
         return state
 
     def save_fault(self, stage: str, step: int, content: dict, *, is_own: bool = True) -> Path:
@@ -216,12 +220,15 @@ class RunFolder:
             "checkpoint": name.as_posix(),
         }
 
-    def _cut_log(self, stage: str, step: int) -> None:
-        """Forgets what the log says of a stage after a step, and a last line that a kill cut off."""
-        path = self.path / "metrics.jsonl"
+    def _cut_log(self, stage: str, step: int, num_bytes: int | None = None) -> None:
+        """Forgets what the log says of a stage after a step, and a last line that a kill cut off.
+
+        num_bytes: how long the log was when the step was saved; older states do not know
+        """
+        path = self.path / LOG_FILE
         if not path.is_file() or not self.is_writer:
             return
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes()[:num_bytes].decode("utf-8", errors="replace")
         whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         entries = [(line, json.loads(line)) for line in whole]
         kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from finetune.control import Control, Wishes
 from finetune.display import Display
 from finetune.results import list_runs, read_result, this_process, write_result
 from finetune.run import finetune
 from finetune.run_folder import RunFolder
 from finetune.run_spec import resumed_spec
 from vallex.errors import ConfigError, RunError, TrainingError
+from vallex.model.checkpoint import load_model
 
 NUM_STEPS = 7
 
@@ -135,6 +138,15 @@ def pretend_killed(run_dir: Path) -> None:
         path.write_text(json.dumps(content | {"process": this_process() | {"start": 0.0}}))
 
 
+def assert_states_are_not_behind(run_dir: Path) -> None:
+    """No checkpoint is of a later step than its stage's state."""
+    for state in run_dir.glob("state-*.pt"):
+        stage = state.stem.removeprefix("state-")
+        saved_at = torch.load(state, weights_only=True)["state"]["step"]
+        last = run_dir / f"checkpoints/{stage}-last.safetensors"
+        assert not last.is_file() or load_model(last).provenance["step"] <= saved_at
+
+
 def test_resume_when_killed_between_any_two_writes_then_as_if_it_never_was(
     make_spec, make_config, assert_same_outcome, monkeypatch, tmp_path
 ):
@@ -150,6 +162,7 @@ def test_resume_when_killed_between_any_two_writes_then_as_if_it_never_was(
     assert len(snapshots.folders) > 25
     assert any(list(folder.rglob(".tmp-*")) for folder in snapshots.folders)
     for folder in snapshots.folders:
+        assert_states_are_not_behind(folder)
         pretend_killed(folder)
         assert read_result(folder).status in ("interrupted", "done")
         finetune(resumed_spec(folder.name, tmp_path), Display(), resume=True)
@@ -164,6 +177,45 @@ def test_resume_when_the_log_was_cut_off_in_a_line_then_the_line_is_forgotten(
         file.write('{"stage": "ar", "kind": "träin'.encode()[:-3])
     finetune(resumed_spec("run", tmp_path), Display(), resume=True)
     assert_same_outcome(tmp_path / "run", never_stopped)
+
+
+class TypeAfterValidation(Display):
+    """Types a line after the validation at a step, and kills the run a step later."""
+
+    def __init__(self, step: int, wishes: Wishes, monkeypatch):
+        self.step, self.wishes, self.is_due = step, wishes, False
+        monkeypatch.setattr(Control, "_collect", lambda _: self._typed())
+
+    def _typed(self) -> Wishes:
+        is_due, self.is_due = self.is_due, False
+        return self.wishes if is_due else Wishes()
+
+    def validated(self, stage, step, score, base):
+        self.is_due = step == self.step
+
+    def stepped(self, step):
+        if step > self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_older_state", [False, True])
+def test_resume_when_killed_after_a_line_of_the_saved_step_then_the_log_has_only_what_the_state_has(
+    make_spec, config, never_stopped, assert_same_outcome, read_log, monkeypatch, tmp_path, is_older_state
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        finetune(make_spec(tmp_path, config=config), TypeAfterValidation(4, Wishes(lr=0.25), patch))
+    typed = {"stage": "ar", "kind": "lr", "step": 4, "lr": 0.25}
+    assert typed in read_log(tmp_path / "run")
+    if is_older_state:
+        state = torch.load(tmp_path / "run/state-ar.pt", weights_only=True)
+        del state["log_bytes"]
+        torch.save(state, tmp_path / "run/state-ar.pt")
+    finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+    log = read_log(tmp_path / "run")
+    assert [line for line in log if line != typed] == read_log(never_stopped)
+    assert (typed in log) is is_older_state
+    if not is_older_state:
+        assert_same_outcome(tmp_path / "run", never_stopped)
 
 
 def test_resume_when_killed_then_every_stage_is_listed_as_running(make_spec, config, tmp_path):

@@ -33,12 +33,12 @@ def tracker_names(setting: str) -> list[str]:
 
 def start_reports(trainer: "Trainer", data: PreparedSet) -> None:
     """Begins a stage's part of each tracker, or goes on from its step, and finds what speaks."""
-    accelerator, folder, step = trainer.accelerator, trainer.folder, trainer.state.step
+    accelerator, folder, state = trainer.accelerator, trainer.folder, trainer.state
     if accelerator.log_with:
         settings = {name: str(value) for name, value in asdict(trainer.config).items()}
-        # what was written of later steps is forgotten
-        purge = {"tensorboard": {"purge_step": step + 1}} if step else {}
-        accelerator.init_trackers(PROJECT, config=settings, init_kwargs=purge)
+        # what a killed process wrote that the state lacks is forgotten, be it all
+        purge = {"purge_step": 0 if state.base is None else state.step + 1}
+        accelerator.init_trackers(PROJECT, config=settings, init_kwargs={"tensorboard": purge})
     if trainer.config.samples and folder.is_writer:
         num_codebooks = trainer.model.config.num_quantizers
         speaker: Speaker | str = f"it takes {NUM_CODEBOOKS} codebooks, and this model has {num_codebooks}"

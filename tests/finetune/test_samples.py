@@ -1,12 +1,14 @@
 """What a run lets one hear and watch while it trains: samples, TensorBoard, other trackers."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils import tensorboard
 
 from finetune.data.prepare import PrepareSettings, prepare
 from finetune.data.prepared import load_prepared
@@ -69,6 +71,43 @@ def test_run_when_tracked_by_tensorboard_then_it_has_the_figures_and_the_sounds(
     assert {"train/lr", "train/loss", "valid/top1"} <= set(events.Tags()["scalars"])
     assert len(events.Tags()["audio"]) == 2
     assert [event.step for event in events.Audio(events.Tags()["audio"][0])] == [0, 2]
+
+
+class KillAt(Display):
+    """Ends a run at a validation or after a step, without a last word."""
+
+    def __init__(self, moment):
+        self.moment = moment
+
+    def validated(self, stage, step, score, base):
+        if self.moment == f"validation {step}":
+            raise KeyboardInterrupt
+
+    def stepped(self, step):
+        if self.moment == step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["validation 0", 1, "validation 2", 3])
+def test_run_when_killed_and_resumed_then_tensorboard_shows_no_point_twice(
+    make_spec, make_config, monkeypatch, tmp_path, moment
+):
+    config = make_config(ar={"max_steps": 4}, trackers="tensorboard")
+    spec = make_spec(tmp_path, config=config, stages=("ar",))
+    writers, folder = [], tmp_path / "run/logs/ar/vallex"
+    make_writer = tensorboard.SummaryWriter
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            tensorboard, "SummaryWriter", lambda *a, **k: writers.append(make_writer(*a, **k)) or writers[-1]
+        )
+        finetune(spec, KillAt(moment))
+    writers[0].close()  # as if it had been killed after its figures reached the disk, and some time ago
+    for file in folder.glob("events.*"):
+        file.rename(folder / re.sub(r"\d{10}", "1000000000", file.name, count=1))
+    finetune(spec, Display(), resume=True)
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("valid/loss")] == [0, 2, 4]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
 def test_run_when_speaking_then_trains_as_a_silent_one(spec, tmp_path, read_weights):

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.origins import moved
 from finetune.results import RunResult, elsewhere, read_config, read_result, resolve_run, write_result
 from finetune.run_folder import link_or_copy, write_json
 from finetune.run_spec import RunSpec, differences
@@ -67,10 +68,11 @@ def check_branch(source: Path, spec: RunSpec) -> None:
             if result.status == "done"
             else f"{what}: it has saved no state yet; begin a new run without --resume-from"
         )
+    free = {*FREE_SETTINGS, *moved(source, spec)}
     differing = [
         line
         for name, line in differences(read_config(source), spec.settings()).items()
-        if name.removeprefix("settings.") not in FREE_SETTINGS
+        if name.removeprefix("settings.") not in free
     ]
     if differing:
         raise ConfigError(

@@ -21,6 +21,7 @@ from finetune.environment import describe_machine
 from finetune.heartbeat import beat
 from finetune.model_setup import check_groups, set_collation
 from finetune.optim import check_optimizer
+from finetune.origins import check_unchanged, moved, record_places
 from finetune.probe import Estimate
 from finetune.processes import Processes
 from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
@@ -221,11 +222,16 @@ def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
     result = read_result(path)
     if result.status == "running":
         raise RunError(still_running(result))
-    differing = differences(read_config(path), spec.settings())
+    elsewhere = moved(path, spec)
+    differing = [
+        line
+        for name, line in differences(read_config(path), spec.settings()).items()
+        if name not in elsewhere
+    ]
     if differing:
         raise ConfigError(
             f"run {spec.name!r}: cannot go on with other settings than it began with: "
-            f"{'; '.join(differing.values())}. Leave them out, or go on in another run: "
+            f"{'; '.join(differing)}. Leave them out, or go on in another run: "
             f"--resume-from {spec.name} --name {spec.name}-2"
         )
 
@@ -256,7 +262,7 @@ def _open_folder(
             begin_folder(path, spec.settings(), begun)
             folder = RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
         else:
-            _check_unchanged(begun_in, begun)
+            check_unchanged(begun_in, begun)
             if begun_in != path:
                 make_branch(begun_in, path, spec)
             folder = _resumed_folder(path, spec)
@@ -266,24 +272,14 @@ def _open_folder(
     return folder
 
 
-def _check_unchanged(begun_in: Path, now: RunResult) -> None:
-    """RunError where the data or the checkpoint of a run are not what they were when it began."""
-    then = read_result(begun_in)
-    for what, before, after in (("data", then.data, now.data), ("checkpoint", then.init, now.init)):
-        if before["fingerprint"] != after["fingerprint"]:
-            raise RunError(
-                f"run {begun_in.name!r}: its {what} {after['path']} was changed since it began; begin "
-                "another run, or put back what was there"
-            )
-
-
 def _resumed_folder(path: Path, spec: RunSpec) -> RunFolder:
     with taking_up(path) as result:
         remove_temporaries(path)
         beat(path)  # the beat that is there may be old
         folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
         phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
-        folder.write(status="running", phases=phases, process=this_process(), error=None)
+        places = record_places(path, spec, result)
+        folder.write(status="running", phases=phases, process=this_process(), error=None, **places)
     return folder
 
 

@@ -3,6 +3,7 @@
 config.json      what was asked for: settings, preset, data, checkpoint, stages
 metrics.jsonl    a line a log interval and a validation
 checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an adapter is a folder
+samples/         {ar,nar}-step-N/, what was spoken at a validation
 faults/          batches of steps that were not finite, for inspection
 state-ar.pt      what a stopped stage goes on from; gone when the next stage begins, the last one's stays
 result.json      what was run on what, and how it ended
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 LOG_FILE = "metrics.jsonl"
+CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,18 +110,16 @@ class RunFolder:
 
     def remove_old_steps(self, stage: str, keep: int) -> None:
         """Removes a stage's checkpoints by step, all but the newest `keep`."""
-        if not self.is_writer:
-            return
-        found = {
-            int(match[1]): path
-            for path in (self.path / "checkpoints").glob(f"{stage}-step-*")
-            if (match := re.fullmatch(r"n?ar-step-(\d+)(\.safetensors)?", path.name))
-        }
-        for step in sorted(found, reverse=True)[keep:]:
-            if found[step].is_dir():
-                shutil.rmtree(found[step], ignore_errors=True)
-            else:
-                found[step].unlink(missing_ok=True)
+        if self.is_writer:
+            found = by_step(self.path / CHECKPOINTS_FOLDER, stage)
+            for step in sorted(found, reverse=True)[keep:]:
+                _remove(found[step])
+
+    def remove_old_samples(self, stage: str, keep: int, best_step: int | None) -> None:
+        """Removes a stage's samples, but for the first, those of the best weights, and the newest `keep`."""
+        if self.is_writer:
+            for path in old_samples(self.path, stage, keep, best_step):
+                _remove(path)
 
     def checkpoint(self, stage: str, which: str) -> Path:
         """Where a stage's "last", "best" or "step-N" checkpoint lies."""
@@ -142,12 +142,12 @@ class RunFolder:
             raise RunError(f"{path}: cannot be written ({reason}). The state before it is whole") from error
 
     def load_state(self, stage: str) -> dict | None:
-        """What the stage goes on from, if it was begun; forgets what the log says that it does not know."""
+        """What the stage goes on from, if it was begun; what came after it is forgotten."""
         import torch
 
         path = self._state_path(stage)
         if not path.is_file():
-            self._cut_log(stage, -1)
+            self._forget_after(stage, -1)
             return None
         try:
             state = torch.load(path, weights_only=True, map_location="cpu")
@@ -156,7 +156,7 @@ class RunFolder:
                 f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
                 "stage again, or start a new run from the last checkpoint with --init"
             ) from error
-        self._cut_log(stage, state["state"]["step"], state.get("log_bytes"))
+        self._forget_after(stage, state["state"]["step"], state.get("log_bytes"))
         return state
 
     def save_fault(self, stage: str, step: int, content: dict, *, is_own: bool = True) -> Path:
@@ -212,7 +212,7 @@ class RunFolder:
     def _with_checkpoint(self, score: dict | None, stage: str, which: str) -> dict | None:
         if score is None:
             return None
-        name = self.checkpoint(stage, which).relative_to(self.path / "checkpoints")
+        name = self.checkpoint(stage, which).relative_to(self.path / CHECKPOINTS_FOLDER)
         return {
             **_figures(score),
             "step": score["step"],
@@ -220,13 +220,19 @@ class RunFolder:
             "checkpoint": name.as_posix(),
         }
 
-    def _cut_log(self, stage: str, step: int, num_bytes: int | None = None) -> None:
-        """Forgets what the log says of a stage after a step, and a last line that a kill cut off.
+    def _forget_after(self, stage: str, step: int, num_bytes: int | None = None) -> None:
+        """Removes what a stage left of later steps: lines of the log, checkpoints by step, samples.
 
         num_bytes: how long the log was when the step was saved; older states do not know
         """
+        if not self.is_writer:
+            return
+        self._cut_log(stage, step, num_bytes)
+
+    def _cut_log(self, stage: str, step: int, num_bytes: int | None) -> None:
+        """Cuts the log after a step of a stage, and a last line that a kill cut off."""
         path = self.path / LOG_FILE
-        if not path.is_file() or not self.is_writer:
+        if not path.is_file():
             return
         text = path.read_bytes()[:num_bytes].decode("utf-8", errors="replace")
         whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -234,6 +240,25 @@ class RunFolder:
         kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def by_step(folder: Path, stage: str) -> dict[int, Path]:
+    """What a folder has of the steps of a stage: checkpoints, or folders of samples."""
+    return {
+        int(match[1]): path
+        for path in folder.glob(f"{stage}-step-*")
+        if (match := re.fullmatch(r"n?ar-step-(\d+)(\.safetensors)?", path.name))
+    }
+
+
+def old_samples(run_dir: Path, stage: str, keep: int, best_step: int | None) -> list[Path]:
+    """A stage's samples but for those of the untouched model, of the best weights, and the newest `keep`.
+
+    keep: at least the last ones are kept, as the last checkpoint is
+    """
+    found = by_step(run_dir / SAMPLES_FOLDER, stage)
+    kept = {0, best_step, *sorted(found)[-max(keep, 1) :]}
+    return [path for step, path in sorted(found.items()) if step not in kept]
 
 
 def begin_folder(path: Path, settings: dict, result: RunResult) -> None:
@@ -290,6 +315,14 @@ def write_json(path: Path, value: object) -> None:
     """Writes a value as indented JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a folder with what is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _figures(score: dict | None) -> dict | None:

@@ -7,6 +7,7 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 from finetune.data.prepared import PreparedSet
+from finetune.run_folder import SAMPLES_FOLDER
 from finetune.samples import Speaker, make_speaker
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import ConfigError
@@ -15,7 +16,7 @@ from vallex.inference.prompts import NUM_CODEBOOKS
 if TYPE_CHECKING:
     from finetune.trainer import Trainer
 
-LOGS_FOLDER, SAMPLES_FOLDER = "logs", "samples"
+LOGS_FOLDER = "logs"
 PROJECT = "vallex"
 
 
@@ -71,10 +72,13 @@ def record(trainer: "Trainer", kind: str, figures: dict) -> None:
 
 def speak_samples(trainer: "Trainer") -> None:
     """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard."""
-    step, samples = trainer.state.step, []
+    state, samples = trainer.state, []
+    step = state.step
     with trainer.weights.whole(trainer.model):  # of which all processes have a part
         if trainer.speaker is not None:
             samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+            best_step = None if state.best is None else state.best["step"]
+            trainer.folder.remove_old_samples(trainer.stage, trainer.config.keep, best_step)
     for tracker in trainer.accelerator.trackers:
         if tracker.name == "tensorboard":
             for sample in samples:

@@ -195,7 +195,8 @@ def runs_prune(
 ) -> None:
     """Free disk: say what of finished runs nothing needs any more, ask, and remove it.
 
-    Kept are best and chosen, what a run goes on from, and what another run is built on.
+    Kept are best and chosen, what a run goes on from, and what another run is built on; of samples the first,
+    the best and the last.
     Example: vallex runs prune
     """
     from finetune.log.prune import plan_pruning, prune

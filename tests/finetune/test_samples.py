@@ -121,6 +121,33 @@ def test_run_when_speaking_then_trains_as_a_silent_one(spec, tmp_path, read_weig
     assert all(torch.equal(spoken[name], silent[name]) for name in silent)
 
 
+class Mute:
+    """A speaker whose sounds are empty files."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def speak(self, model, name):
+        (self.folder / name).mkdir(parents=True)
+        (self.folder / name / "one.wav").touch()
+        return []
+
+
+@pytest.mark.parametrize(("keep", "newest"), [(0, {6}), (1, {6}), (2, {5, 6})])
+def test_run_when_validated_often_then_keeps_the_samples_of_base_best_and_the_newest(
+    make_spec, make_config, monkeypatch, tmp_path, keep, newest
+):
+    monkeypatch.setattr("finetune.tracking.make_speaker", lambda folder, *_: Mute(folder))
+    # the learning rate is so high that the best comes early
+    ar = {"lr": 0.3, "schedule": "constant", "validate_every": 1}
+    config = make_config(ar=ar, samples=1, keep=keep)
+    [phase] = finetune(make_spec(tmp_path, config=config, stages=("ar",)), Display()).phases
+    best = phase.best["step"]
+    assert best not in newest
+    names = {path.name for path in (tmp_path / "run/samples").iterdir()}
+    assert names == {f"ar-step-{step}" for step in {0, best, *newest}}
+
+
 def test_speaker_when_it_speaks_twice_then_says_the_same_and_leaves_the_model(toy_set, tmp_path):
     speaker = Speaker(
         tmp_path, load_prepared(toy_set, tokenizer_fingerprint=PhonemeTokenizer().fingerprint), 1, 0

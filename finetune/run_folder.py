@@ -228,6 +228,10 @@ class RunFolder:
         if not self.is_writer:
             return
         self._cut_log(stage, step, num_bytes)
+        for folder in (CHECKPOINTS_FOLDER, SAMPLES_FOLDER):
+            for later, path in by_step(self.path / folder, stage).items():
+                if later > step:
+                    _remove(path)
 
     def _cut_log(self, stage: str, step: int, num_bytes: int | None) -> None:
         """Cuts the log after a step of a stage, and a last line that a kill cut off."""

@@ -326,6 +326,28 @@ def test_resume_when_the_state_is_damaged_then_says_what_to_do(make_spec, make_c
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
 
 
+def test_resume_when_the_state_was_removed_then_what_the_stage_left_of_its_steps_goes(
+    make_spec, make_config, assert_same_outcome, tmp_path
+):
+    def spec(name):
+        stage = {"max_steps": 4, "validate_every": 1}
+        return make_spec(tmp_path, name, config=make_config(ar=stage | {"max_steps": 2}, nar=stage))
+
+    finetune(spec("run"), StopAt("nar", 3))
+    (tmp_path / "run/samples/nar-step-9").mkdir(parents=True)
+    steps = {path.name for path in (tmp_path / "run/checkpoints").glob("*-step-*")}
+    assert steps == {f"{name}.safetensors" for name in ("ar-step-1", "ar-step-2", "nar-step-2", "nar-step-3")}
+    (tmp_path / "run/state-nar.pt").unlink()
+    finetune(resumed_spec("run", tmp_path), StopAt("nar", 1), resume=True)
+    left = {path.name for path in (tmp_path / "run/checkpoints").glob("*-step-*")}
+    assert left == {f"{name}.safetensors" for name in ("ar-step-1", "ar-step-2", "nar-step-1")}
+    assert list((tmp_path / "run/samples").iterdir()) == []
+    (tmp_path / "run/samples").rmdir()
+    finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+    finetune(spec("whole"), Display())
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

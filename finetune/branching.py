@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.heartbeat import elsewhere
 from finetune.origins import moved
-from finetune.results import RunResult, elsewhere, read_config, read_result, resolve_run, write_result
+from finetune.results import RunResult, read_config, read_result, resolve_run, write_result
 from finetune.run_folder import link_or_copy, write_json
 from finetune.run_spec import RunSpec, differences
 from vallex.errors import ConfigError, RunError

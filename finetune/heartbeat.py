@@ -1,17 +1,24 @@
-"""A run's sign of life: a file in its folder that is touched every few seconds while its process works.
+"""Whether a run's process works: by its id, and for other hosts by a file that it touches every few seconds.
 
-By it another host tells whether the process still works: its id says nothing there, and a container that is
-made again has another name. Ages are read off the clock of the file system, which all hosts share. A host
-that sleeps gives no sign either: what was taken up elsewhere meanwhile must not be woken.
+An id says nothing on another host, and a container that is made again has another name. Ages are read off the
+clock of the file system, which all hosts share. A host that sleeps gives no sign either: what was taken up
+elsewhere meanwhile must not be woken.
 """
 
 import os
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+if TYPE_CHECKING:
+    from finetune.results import RunResult
 
 BEAT_FILE = "heartbeat"
 """Removed where a process ends by itself; one that was killed leaves it to grow old."""
@@ -20,6 +27,34 @@ DEAD_AFTER_SEC = 120.0
 """Network file systems show another host's file as it was up to a minute ago."""
 SILENT_AFTER_SEC = 3600.0
 """Without a beat: an older vallex wrote between validations only what it logged."""
+
+
+def process_lives(run_dir: Path, result: "RunResult") -> bool | None:
+    """Whether the process that ran a run is still there: by its id here, by its sign of life elsewhere.
+
+    None where its id cannot be looked up
+    """
+    who = result.process or {}
+    if who.get("host") != socket.gethostname():
+        is_beating = beats(run_dir)
+        return result.status == "running" and is_written_to(run_dir) if is_beating is None else is_beating
+    try:
+        process = psutil.Process(int(who["pid"]))
+        # the start is worked out from the clock, which may have been set since
+        same = abs(process.create_time() - float(who["start"])) < 2.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, KeyError, TypeError, ValueError):
+        return None
+
+
+def elsewhere(result: "RunResult") -> str:
+    """For messages on a run that is running: on which host, where that is another, and what if it is not."""
+    host = (result.process or {}).get("host")
+    if host in (None, socket.gethostname()):
+        return ""
+    return f" on {host} (if it was killed there, try again in {DEAD_AFTER_SEC / 60:g} minutes)"
 
 
 def beat(run_dir: Path) -> None:

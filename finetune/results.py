@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from finetune.heartbeat import DEAD_AFTER_SEC, beats, is_written_to
+from finetune.heartbeat import process_lives
 from finetune.scoring.scores import Evaluation, evaluation_faults
 from vallex.errors import RunError
 from vallex.files import atomic_write
@@ -150,34 +150,6 @@ def read_result(run_dir: Path | str) -> RunResult:
     return _interrupted(result) if is_cut_off else result
 
 
-def process_lives(run_dir: Path, result: RunResult) -> bool | None:
-    """Whether the process that ran a run is still there: by its id here, by its sign of life elsewhere.
-
-    None where its id cannot be looked up
-    """
-    who = result.process or {}
-    if who.get("host") != socket.gethostname():
-        is_beating = beats(run_dir)
-        return result.status == "running" and is_written_to(run_dir) if is_beating is None else is_beating
-    try:
-        process = psutil.Process(int(who["pid"]))
-        # the start is worked out from the clock, which may have been set since
-        same = abs(process.create_time() - float(who["start"])) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return None
-
-
-def elsewhere(result: RunResult) -> str:
-    """For messages on a run that is running: on which host, where that is another, and what if it is not."""
-    host = (result.process or {}).get("host")
-    if host in (None, socket.gethostname()):
-        return ""
-    return f" on {host} (if it was killed there, try again in {DEAD_AFTER_SEC / 60:g} minutes)"
-
-
 def list_runs(runs_dir: Path | str) -> RunLog:
     """Every run under a folder; an empty log where there is no such folder."""
     results, damaged = [], []
@@ -228,8 +200,10 @@ def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
         raise RunError(f"checkpoint {ref!r}: {what}, and {_no_such_run(ref, runs_dir)}")
     checkpoint = find_run_checkpoint(run_dir, which)
     if checkpoint is None:
-        there_is = ", ".join(f"{run_dir.name}@{name}" for name in checkpoint_names(run_dir)) or "none yet"
-        raise RunError(f"checkpoint {ref!r}: the run has no such checkpoint. It has {there_is}")
+        there_is = ", ".join(f"{run_dir.name}@{name}" for name in checkpoint_names(run_dir))
+        raise RunError(
+            f"checkpoint {ref!r}: the run has no such checkpoint. It has {there_is or _why_none(run_dir)}"
+        )
     return checkpoint
 
 
@@ -306,6 +280,20 @@ def _no_such_run(ref: str, runs_dir: Path) -> str:
     nearest = difflib.get_close_matches(ref.rpartition("@")[0] or ref, names, n=3, cutoff=0.5)
     hint = f" (nearest: {', '.join(nearest)})" if nearest else f" ({len(names)} others)"
     return f"no such run in {runs_dir}/{hint}. See vallex runs list --runs {runs_dir}"
+
+
+def _why_none(run_dir: Path) -> str:
+    """Why a run has no checkpoint, and how it gets one."""
+    try:
+        result = read_result(run_dir)
+    except RunError:
+        return "none yet"
+    stage = next((phase for phase in result.phases if phase.status == result.status), None)
+    if result.status == "done" or stage is None:
+        return "none yet"
+    here = f"it is at step {stage.steps} of {stage.phase.upper()}, {result.status}"
+    go_on = f". Go on with it: vallex finetune --resume --name {result.name} --runs {run_dir.parent}"
+    return f"none yet ({here}): the first validation writes one{go_on if result.status != 'running' else ''}"
 
 
 def _plain(text: str) -> str:

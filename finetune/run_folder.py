@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from finetune.heartbeat import beating
-from finetune.results import CONFIG_FILE, PhaseResult, RunResult, elsewhere, read_result, write_result
+from finetune.heartbeat import beating, elsewhere
+from finetune.results import CONFIG_FILE, PhaseResult, RunResult, read_result, write_result
 from vallex.errors import RunError
 from vallex.files import atomic_write
 from vallex.model.runs import checkpoint_file

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.results import CONFIG_FILE, RESULT_FILE, RunResult, process_lives, read_result, run_folders
+from finetune.heartbeat import process_lives
+from finetune.results import CONFIG_FILE, RESULT_FILE, RunResult, read_result, run_folders
 from finetune.run_folder import old_samples
 from vallex.errors import RunError
 from vallex.files import TEMPORARY_PREFIX, sha256_of

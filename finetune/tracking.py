@@ -10,7 +10,7 @@ from finetune.data.prepared import PreparedSet
 from finetune.run_folder import SAMPLES_FOLDER
 from finetune.samples import Speaker, make_speaker
 from vallex.codec.audio import SAMPLE_RATE_HZ
-from vallex.errors import ConfigError
+from vallex.errors import AudioError, ConfigError
 from vallex.inference.prompts import NUM_CODEBOOKS
 
 if TYPE_CHECKING:
@@ -71,15 +71,25 @@ def record(trainer: "Trainer", kind: str, figures: dict) -> None:
 
 
 def speak_samples(trainer: "Trainer") -> None:
-    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard."""
-    state, samples = trainer.state, []
-    step = state.step
+    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard.
+
+    Where that goes wrong it is noted, and training goes on: what it goes on from is saved already.
+    """
+    state, stage, samples = trainer.state, trainer.stage, []
     with trainer.weights.whole(trainer.model):  # of which all processes have a part
-        if trainer.speaker is not None:
-            samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
-            best_step = None if state.best is None else state.best["step"]
-            trainer.folder.remove_old_samples(trainer.stage, trainer.config.keep, best_step)
+        try:
+            if trainer.speaker is not None:
+                samples = trainer.speaker.speak(trainer.model, f"{stage}-step-{state.step}")
+        except (OSError, AudioError, torch.OutOfMemoryError) as error:
+            reason = " ".join(str(error).split())[:200]
+            trainer.display.note(
+                f"{stage.upper()}: samples of step {state.step} are missing, and training goes on: {reason}"
+            )
+    if trainer.speaker is not None:
+        best_step = None if state.best is None else state.best["step"]
+        trainer.folder.remove_old_samples(stage, trainer.config.keep, best_step)
     for tracker in trainer.accelerator.trackers:
         if tracker.name == "tensorboard":
             for sample in samples:
-                tracker.writer.add_audio(f"samples/{sample.name}", sample.wav[None], step, SAMPLE_RATE_HZ)
+                name = f"samples/{sample.name}"
+                tracker.writer.add_audio(name, sample.wav[None], state.step, SAMPLE_RATE_HZ)

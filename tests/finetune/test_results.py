@@ -320,7 +320,8 @@ def test_resolve_checkpoint_of_a_run_that_was_stopped_before_it_wrote_one_says_h
         resolve_checkpoint("new", runs_dir)
     assert str(caught.value) == (
         "checkpoint 'new': the run has no such checkpoint. It has none yet (it is at step 3 of AR, stopped): "
-        f"the first validation writes one. Go on with it: vallex finetune --resume --name new --runs {runs_dir}"
+        "the first validation writes one. Go on with it: vallex finetune --resume --name new --runs "
+        f"{runs_dir}"
     )
     make_run(runs_dir, "on", status="running", phases=[NAR], process=this_process())
     with pytest.raises(RunError, match=r"none yet \(it is at step 3 of NAR, running\): the first .* one$"):

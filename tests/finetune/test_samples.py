@@ -1,5 +1,6 @@
 """What a run lets one hear and watch while it trains: samples, TensorBoard, other trackers."""
 
+import errno
 import json
 import re
 from dataclasses import replace
@@ -18,7 +19,7 @@ from finetune.run import finetune
 from finetune.samples import Speaker, make_speaker
 from vallex.codec import load_codec
 from vallex.codec.audio import load_audio
-from vallex.errors import ConfigError
+from vallex.errors import AudioError, ConfigError
 from vallex.model.toy import toy_model
 from vallex.text import PhonemeTokenizer
 
@@ -146,6 +147,31 @@ def test_run_when_validated_often_then_keeps_the_samples_of_base_best_and_the_ne
     assert best not in newest
     names = {path.name for path in (tmp_path / "run/samples").iterdir()}
     assert names == {f"ar-step-{step}" for step in {0, best, *newest}}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AudioError("run/one.wav: cannot be written (No space left on device)"), "No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "out of memory. Tried to"),
+    ],
+)
+def test_run_when_a_sample_cannot_be_made_then_says_so_and_trains_on(
+    make_spec, make_config, monkeypatch, notes, tmp_path, error, reason
+):
+    class Broken(Mute):
+        def speak(self, model, name):
+            if name == "ar-step-2":
+                raise error
+            return super().speak(model, name)
+
+    monkeypatch.setattr("finetune.tracking.make_speaker", lambda folder, *_: Broken(folder))
+    spec = make_spec(tmp_path, config=make_config(samples=1), stages=("ar",))
+    assert finetune(spec, notes).status == "done"
+    [told] = [line for line in notes.lines if "samples" in line]
+    assert told.startswith("AR: samples of step 2 are missing, and training goes on: ") and reason in told
+    assert {path.name for path in (tmp_path / "run/samples").iterdir()} >= {"ar-step-0", "ar-step-6"}
 
 
 def test_speaker_when_it_speaks_twice_then_says_the_same_and_leaves_the_model(toy_set, tmp_path):

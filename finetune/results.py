@@ -58,7 +58,8 @@ class RunResult:
 
     name: the name of the run folder
     created: when the run began, ISO 8601
-    init: {"path", "fingerprint", "toy"} of the model that it began with
+    init: {"path", "fingerprint", "toy"} of the model that it began with; of a run that went on from the state
+        of another, "resumed_from" and "resumed_at" {"stage", "step"}: what the log says before is the other's
     data: {"path", "fingerprint", "num_cuts", "toy", ...} of the prepared set
     versions: {"vallex", "torch", "python", ...}
     environment: {"host", "platform", "devices", "memory_gb", "git"}, from `finetune.environment`

@@ -143,19 +143,11 @@ class RunFolder:
 
     def load_state(self, stage: str) -> dict | None:
         """What the stage goes on from, if it was begun; what came after it is forgotten."""
-        import torch
-
         path = self._state_path(stage)
         if not path.is_file():
             self._forget_after(stage, -1)
             return None
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise RunError(
-                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
-                "stage again, or start a new run from the last checkpoint with --init"
-            ) from error
+        state = read_state(path)
         self._forget_after(stage, state["state"]["step"], state.get("log_bytes"))
         return state
 
@@ -244,6 +236,22 @@ class RunFolder:
         kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def read_state(path: Path, *, mapped: bool = False) -> dict:
+    """What a stage goes on from; RunError where it cannot be read.
+
+    mapped: only what is looked at is read
+    """
+    import torch
+
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
+    except Exception as error:
+        raise RunError(
+            f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
+            "stage again, or start a new run from the last checkpoint with --init"
+        ) from error
 
 
 def by_step(folder: Path, stage: str) -> dict[int, Path]:

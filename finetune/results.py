@@ -31,6 +31,8 @@ CONFIG_FILE = "config.json"
 NOTE_FILE = "note.txt"
 """A file of its own, so that what a user writes never meets what training writes at the same time."""
 MAX_NOTE_CHARS = 4000
+MACHINE = ("versions", "environment")
+"""The fields of a result that say on what it was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class RunResult:
     versions: {"vallex", "torch", "python", ...}
     environment: {"host", "platform", "devices", "memory_gb", "git"}, from `finetune.environment`
     seed: of the order of batches, of prefixes and of dropout
+    resumed_on: of "versions" and "environment" what was another when it was resumed the last time
     toy: anything in it was made with toy weights
     error: the line that the user saw, where the run failed
     chosen: the file in `checkpoints/` that won by its scores
@@ -89,6 +92,7 @@ class RunResult:
     process: dict | None = None
     environment: dict | None = None
     seed: int | None = None
+    resumed_on: dict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

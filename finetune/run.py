@@ -4,7 +4,7 @@ import datetime
 import platform
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from finetune.optim import check_optimizer
 from finetune.origins import check_unchanged, moved, record_places
 from finetune.probe import Estimate
 from finetune.processes import Processes
-from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
+from finetune.results import MACHINE, PhaseResult, RunResult, read_config, read_result, this_process
 from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, still_running, taking_up
 from finetune.run_spec import RunSpec, differences
 from finetune.sharing import check_sharing
@@ -265,21 +265,27 @@ def _open_folder(
             check_unchanged(begun_in, begun)
             if begun_in != path:
                 make_branch(begun_in, path, spec)
-            folder = _resumed_folder(path, spec)
+            folder = _resumed_folder(path, spec, begun)
     processes.wait()
     if not processes.is_main:
         folder = RunFolder(path, read_result(path), is_writer=False, adapter_stages=_adapter_stages(spec))
     return folder
 
 
-def _resumed_folder(path: Path, spec: RunSpec) -> RunFolder:
+def _resumed_folder(path: Path, spec: RunSpec, now: RunResult) -> RunFolder:
     with taking_up(path) as result:
         remove_temporaries(path)
         beat(path)  # the beat that is there may be old
         folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
-        phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
-        places = record_places(path, spec, result)
-        folder.write(status="running", phases=phases, process=this_process(), error=None, **places)
+        first, here = asdict(result), asdict(now)
+        folder.write(
+            status="running",
+            phases=[p if p.status == "done" else replace(p, status="running") for p in result.phases],
+            process=this_process(),
+            error=None,
+            resumed_on={name: here[name] for name in MACHINE if here[name] != first[name]} or None,
+            **record_places(path, spec, result),
+        )
     return folder
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import vallex
+from finetune.cli import run_command
 from finetune.control import Control, Wishes
 from finetune.display import Display
 from finetune.results import list_runs, read_result, this_process, write_result
@@ -243,6 +245,28 @@ def test_resume_when_done_then_nothing_changes(make_spec, make_config, assert_sa
     shutil.copytree(tmp_path / "run", tmp_path / "before")
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
     assert_same_outcome(tmp_path / "run", tmp_path / "before")
+
+
+def test_resume_when_machine_and_versions_are_others_then_both_are_recorded(
+    make_spec, make_config, monkeypatch, capsys, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config()), StopAt("ar", 1))
+    first = read_result(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(vallex, "__version__", "99.0")
+        patch.setattr("finetune.run.describe_machine", lambda: {"host": "pod-7", "memory_gb": 4.0})
+        finetune(resumed_spec("run", tmp_path), StopAt("ar", 3), resume=True)
+    result = read_result(tmp_path / "run")
+    assert (result.versions, result.environment) == (first.versions, first.environment)
+    assert result.resumed_on == {
+        "versions": first.versions | {"vallex": "99.0"},
+        "environment": {"host": "pod-7", "memory_gb": 4.0},
+    }
+    run_command(["runs", "show", "run", "--runs", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "versions, resumed" in shown and "host: pod-7" in shown
+    finetune(resumed_spec("run", tmp_path), StopAt("ar", 4), resume=True)
+    assert read_result(tmp_path / "run").resumed_on is None
 
 
 def test_resume_when_there_is_no_such_run_then_says_so(make_spec, tmp_path):

@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.config import STAGES, FinetuneConfig, from_dict, to_dict
+from finetune.heartbeat import elsewhere
+from finetune.origins import moved
 from finetune.results import RunResult, read_config, read_result, resolve_run, write_result
-from finetune.run_folder import link_or_copy, write_json
+from finetune.run_folder import link_or_copy, read_state, write_json
 from finetune.run_spec import RunSpec, differences
 from vallex.errors import ConfigError, RunError
 from vallex.files import atomic_write
@@ -59,7 +61,7 @@ def check_branch(source: Path, spec: RunSpec) -> None:
     result = read_result(source)
     what = f"--resume-from {source}"
     if result.status == "running":
-        raise RunError(f"{what}: it is running, and its state moves; stop it first")
+        raise RunError(f"{what}: it is running{elsewhere(result)}, and its state moves; stop it first")
     stage, state = _stage_and_state(source, result)
     if not state.is_file():
         raise RunError(
@@ -67,10 +69,11 @@ def check_branch(source: Path, spec: RunSpec) -> None:
             if result.status == "done"
             else f"{what}: it has saved no state yet; begin a new run without --resume-from"
         )
+    free = {*FREE_SETTINGS, *moved(source, spec)}
     differing = [
         line
         for name, line in differences(read_config(source), spec.settings()).items()
-        if name.removeprefix("settings.") not in FREE_SETTINGS
+        if name.removeprefix("settings.") not in free
     ]
     if differing:
         raise ConfigError(
@@ -110,6 +113,7 @@ def make_branch(source: Path, path: Path, spec: RunSpec) -> None:
     """Makes the new run's folder, all at once, as that of a run that was stopped where the other one was."""
     result = read_result(source)
     stage, state = _stage_and_state(source, result)
+    begins_at = {"stage": stage, "step": read_state(state, mapped=True)["state"]["step"]}
     made = path.with_name(f".begun-{path.name}")
     shutil.rmtree(made, ignore_errors=True)
     # files that are only ever replaced as a whole are shared; the log is appended to
@@ -135,7 +139,7 @@ def make_branch(source: Path, path: Path, spec: RunSpec) -> None:
             evaluation=None,
             evaluation_note=None,
             chosen=None,
-            init=result.init | {"resumed_from": str(source)},
+            init=result.init | {"resumed_from": str(source), "resumed_at": begins_at},
         ),
     )
     made.replace(path)
@@ -151,7 +155,7 @@ def _stage_and_state(source: Path, result: RunResult) -> tuple[str, Path]:
 def _forget_typed_rate(path: Path) -> None:
     import torch
 
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    state = read_state(path)
     state["state"]["lr"] = None
     with atomic_write(path) as temporary:  # the other run's file stays what it was
         torch.save(state, temporary)

@@ -129,7 +129,7 @@ class FinetuneConfig:
     num_buckets: int = setting(10, "groups of like duration that batches come from", low=1)
     log_every: int = setting(10, "optimizer steps between two lines of the log", low=1)
     keep: int = setting(
-        2, "newest checkpoints kept by their step, beside best and last; one a validation", low=0
+        2, "newest checkpoints and samples kept, beside best and last; one of each a validation", low=0
     )
     samples: int = setting(
         2, "sentences that are spoken at each validation, into samples/ of the run; 0 for none", low=0

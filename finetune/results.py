@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from finetune.heartbeat import process_lives
 from finetune.scoring.scores import Evaluation, evaluation_faults
 from vallex.errors import RunError
 from vallex.files import atomic_write
@@ -30,6 +31,8 @@ CONFIG_FILE = "config.json"
 NOTE_FILE = "note.txt"
 """A file of its own, so that what a user writes never meets what training writes at the same time."""
 MAX_NOTE_CHARS = 4000
+MACHINE = ("versions", "environment")
+"""The fields of a result that say on what it was run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +60,13 @@ class RunResult:
 
     name: the name of the run folder
     created: when the run began, ISO 8601
-    init: {"path", "fingerprint", "toy"} of the model that it began with
+    init: {"path", "fingerprint", "toy"} of the model that it began with; of a run that went on from the state
+        of another, "resumed_from" and "resumed_at" {"stage", "step"}: what the log says before is the other's
     data: {"path", "fingerprint", "num_cuts", "toy", ...} of the prepared set
     versions: {"vallex", "torch", "python", ...}
     environment: {"host", "platform", "devices", "memory_gb", "git"}, from `finetune.environment`
     seed: of the order of batches, of prefixes and of dropout
+    resumed_on: of "versions" and "environment" what was another when it was resumed the last time
     toy: anything in it was made with toy weights
     error: the line that the user saw, where the run failed
     chosen: the file in `checkpoints/` that won by its scores
@@ -87,6 +92,7 @@ class RunResult:
     process: dict | None = None
     environment: dict | None = None
     seed: int | None = None
+    resumed_on: dict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,24 +151,8 @@ def read_result(run_dir: Path | str) -> RunResult:
     values |= {"name": run_dir.resolve().name, "phases": [PhaseResult(**stage) for stage in stages]}
     values |= {"evaluation": evaluation} | ({"evaluation_note": damage} if damage else {})
     result = RunResult(**values)
-    is_cut_off = result.status == "running" and process_lives(result) is False
+    is_cut_off = result.status == "running" and process_lives(run_dir, result) is False
     return _interrupted(result) if is_cut_off else result
-
-
-def process_lives(result: RunResult) -> bool | None:
-    """Whether the process that ran a run is still there; None where that cannot be told from this machine."""
-    who = result.process or {}
-    if who.get("host") != socket.gethostname():
-        return None
-    try:
-        process = psutil.Process(int(who["pid"]))
-        # the start is worked out from the clock, which may have been set since
-        same = abs(process.create_time() - float(who["start"])) < 2.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-    except (psutil.Error, KeyError, TypeError, ValueError):
-        return None
 
 
 def list_runs(runs_dir: Path | str) -> RunLog:
@@ -215,8 +205,10 @@ def resolve_checkpoint(ref: str, runs_dir: Path | str = Path("runs")) -> Path:
         raise RunError(f"checkpoint {ref!r}: {what}, and {_no_such_run(ref, runs_dir)}")
     checkpoint = find_run_checkpoint(run_dir, which)
     if checkpoint is None:
-        there_is = ", ".join(f"{run_dir.name}@{name}" for name in checkpoint_names(run_dir)) or "none yet"
-        raise RunError(f"checkpoint {ref!r}: the run has no such checkpoint. It has {there_is}")
+        there_is = ", ".join(f"{run_dir.name}@{name}" for name in checkpoint_names(run_dir))
+        raise RunError(
+            f"checkpoint {ref!r}: the run has no such checkpoint. It has {there_is or _why_none(run_dir)}"
+        )
     return checkpoint
 
 
@@ -293,6 +285,20 @@ def _no_such_run(ref: str, runs_dir: Path) -> str:
     nearest = difflib.get_close_matches(ref.rpartition("@")[0] or ref, names, n=3, cutoff=0.5)
     hint = f" (nearest: {', '.join(nearest)})" if nearest else f" ({len(names)} others)"
     return f"no such run in {runs_dir}/{hint}. See vallex runs list --runs {runs_dir}"
+
+
+def _why_none(run_dir: Path) -> str:
+    """Why a run has no checkpoint, and how it gets one."""
+    try:
+        result = read_result(run_dir)
+    except RunError:
+        return "none yet"
+    stage = next((phase for phase in result.phases if phase.status == result.status), None)
+    if result.status == "done" or stage is None:
+        return "none yet"
+    here = f"it is at step {stage.steps} of {stage.phase.upper()}, {result.status}"
+    go_on = f". Go on with it: vallex finetune --resume --name {result.name} --runs {run_dir.parent}"
+    return f"none yet ({here}): the first validation writes one{go_on if result.status != 'running' else ''}"
 
 
 def _plain(text: str) -> str:

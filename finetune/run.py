@@ -4,7 +4,7 @@ import datetime
 import platform
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -18,12 +18,14 @@ from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
+from finetune.heartbeat import beat
 from finetune.model_setup import check_groups, set_collation
 from finetune.optim import check_optimizer
+from finetune.origins import check_unchanged, moved, record_places
 from finetune.probe import Estimate
 from finetune.processes import Processes
-from finetune.results import PhaseResult, RunResult, read_config, read_result, this_process
-from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, taking_up
+from finetune.results import MACHINE, PhaseResult, RunResult, read_config, read_result, this_process
+from finetune.run_folder import AdapterOrigin, RunFolder, begin_folder, still_running, taking_up
 from finetune.run_spec import RunSpec, differences
 from finetune.sharing import check_sharing
 from finetune.train import plan_stage, train_stage
@@ -67,26 +69,27 @@ def finetune(
     with processes.watched():
         begun_in = path if resume else resume_from
         folder = _open_folder(path, spec, model, data, begun_in, processes)
-    before, began = folder.result.seconds, time.monotonic()
-    try:
-        control = Control(processes, path / STOP_FILE, display.note)
-        with processes.watched(), control.listening():
-            status = _train_stages(spec, model, data, folder, display, control)
-    except BaseException as error:
-        failure = _failure(error)
-        # what failed first is told, though a full disk may keep it out of the result
-        with suppress(OSError):
-            folder.write(seconds=round(before + time.monotonic() - began, 3))
-            folder.end_early(None if isinstance(error, KeyboardInterrupt) else one_line(failure))
-        if failure is not error:
-            raise failure from error
-        raise
-    folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
-    del model
-    if status == "done" and folder.is_writer and spec.config.evaluation != "none":
-        from finetune.scoring.run_scores import score_at_the_end
+    with folder.beating():
+        before, began = folder.result.seconds, time.monotonic()
+        try:
+            control = Control(processes, path / STOP_FILE, display.note)
+            with processes.watched(), control.listening():
+                status = _train_stages(spec, model, data, folder, display, control)
+        except BaseException as error:
+            failure = _failure(error)
+            # what failed first is told, though a full disk may keep it out of the result
+            with suppress(OSError):
+                folder.write(seconds=round(before + time.monotonic() - began, 3))
+                folder.end_early(None if isinstance(error, KeyboardInterrupt) else one_line(failure))
+            if failure is not error:
+                raise failure from error
+            raise
+        folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
+        del model
+        if status == "done" and folder.is_writer and spec.config.evaluation != "none":
+            from finetune.scoring.run_scores import score_at_the_end
 
-        score_at_the_end(spec, folder, display)
+            score_at_the_end(spec, folder, display)
     return folder.result
 
 
@@ -216,13 +219,19 @@ def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
         return
     if not is_run_folder(path):
         raise RunError(f"run {spec.name!r}: there is none in {spec.runs_dir}/ to resume; leave out --resume")
-    if read_result(path).status == "running":
-        raise RunError(f"run {spec.name!r}: it is running; stop it first (Ctrl-C where it runs)")
-    differing = differences(read_config(path), spec.settings())
+    result = read_result(path)
+    if result.status == "running":
+        raise RunError(still_running(result))
+    elsewhere = moved(path, spec)
+    differing = [
+        line
+        for name, line in differences(read_config(path), spec.settings()).items()
+        if name not in elsewhere
+    ]
     if differing:
         raise ConfigError(
             f"run {spec.name!r}: cannot go on with other settings than it began with: "
-            f"{'; '.join(differing.values())}. Leave them out, or go on in another run: "
+            f"{'; '.join(differing)}. Leave them out, or go on in another run: "
             f"--resume-from {spec.name} --name {spec.name}-2"
         )
 
@@ -253,33 +262,30 @@ def _open_folder(
             begin_folder(path, spec.settings(), begun)
             folder = RunFolder(path, begun, adapter_stages=_adapter_stages(spec))
         else:
-            _check_unchanged(begun_in, begun)
+            check_unchanged(begun_in, begun)
             if begun_in != path:
                 make_branch(begun_in, path, spec)
-            folder = _resumed_folder(path, spec)
+            folder = _resumed_folder(path, spec, begun)
     processes.wait()
     if not processes.is_main:
         folder = RunFolder(path, read_result(path), is_writer=False, adapter_stages=_adapter_stages(spec))
     return folder
 
 
-def _check_unchanged(begun_in: Path, now: RunResult) -> None:
-    """RunError where the data or the checkpoint of a run are not what they were when it began."""
-    then = read_result(begun_in)
-    for what, before, after in (("data", then.data, now.data), ("checkpoint", then.init, now.init)):
-        if before["fingerprint"] != after["fingerprint"]:
-            raise RunError(
-                f"run {begun_in.name!r}: its {what} {after['path']} was changed since it began; begin "
-                "another run, or put back what was there"
-            )
-
-
-def _resumed_folder(path: Path, spec: RunSpec) -> RunFolder:
+def _resumed_folder(path: Path, spec: RunSpec, now: RunResult) -> RunFolder:
     with taking_up(path) as result:
         remove_temporaries(path)
+        beat(path)  # the beat that is there may be old
         folder = RunFolder(path, result, adapter_stages=_adapter_stages(spec))
-        phases = [p if p.status == "done" else replace(p, status="running") for p in result.phases]
-        folder.write(status="running", phases=phases, process=this_process(), error=None)
+        first, here = asdict(result), asdict(now)
+        folder.write(
+            status="running",
+            phases=[p if p.status == "done" else replace(p, status="running") for p in result.phases],
+            process=this_process(),
+            error=None,
+            resumed_on={name: here[name] for name in MACHINE if here[name] != first[name]} or None,
+            **record_places(path, spec, result),
+        )
     return folder
 
 

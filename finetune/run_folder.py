@@ -3,9 +3,11 @@
 config.json      what was asked for: settings, preset, data, checkpoint, stages
 metrics.jsonl    a line a log interval and a validation
 checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an adapter is a folder
+samples/         {ar,nar}-step-N/, what was spoken at a validation
 faults/          batches of steps that were not finite, for inspection
 state-ar.pt      what a stopped stage goes on from; gone when the next stage begins, the last one's stays
 result.json      what was run on what, and how it ended
+heartbeat        touched while its process works
 """
 
 import json
@@ -13,13 +15,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
+from finetune.heartbeat import beating, elsewhere
 from finetune.results import CONFIG_FILE, PhaseResult, RunResult, read_result, write_result
 from vallex.errors import RunError
 from vallex.files import atomic_write
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from finetune.trainer import TrainState
     from vallex.model.adapter import Adapter
     from vallex.model.network import VALLE
+
+
+LOG_FILE = "metrics.jsonl"
+CHECKPOINTS_FOLDER, SAMPLES_FOLDER = "checkpoints", "samples"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +70,14 @@ class RunFolder:
         self.adapter_stages = adapter_stages
         self.adapter_origin: AdapterOrigin | None = None
 
+    def beating(self) -> AbstractContextManager[None]:
+        """Within it other hosts see that the run's process works."""
+        return beating(self.path) if self.is_writer else nullcontext()
+
     def log(self, line: dict) -> None:
         """Appends a line to metrics.jsonl."""
         if self.is_writer:
-            with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def save_checkpoint(self, model: "VALLE", stage: str, which: str, step: int) -> None:
@@ -99,30 +110,29 @@ class RunFolder:
 
     def remove_old_steps(self, stage: str, keep: int) -> None:
         """Removes a stage's checkpoints by step, all but the newest `keep`."""
-        if not self.is_writer:
-            return
-        found = {
-            int(match[1]): path
-            for path in (self.path / "checkpoints").glob(f"{stage}-step-*")
-            if (match := re.fullmatch(r"n?ar-step-(\d+)(\.safetensors)?", path.name))
-        }
-        for step in sorted(found, reverse=True)[keep:]:
-            if found[step].is_dir():
-                shutil.rmtree(found[step], ignore_errors=True)
-            else:
-                found[step].unlink(missing_ok=True)
+        if self.is_writer:
+            found = by_step(self.path / CHECKPOINTS_FOLDER, stage)
+            for step in sorted(found, reverse=True)[keep:]:
+                _remove(found[step])
+
+    def remove_old_samples(self, stage: str, keep: int, best_step: int | None) -> None:
+        """Removes a stage's samples, but for the first, those of the best weights, and the newest `keep`."""
+        if self.is_writer:
+            for path in old_samples(self.path, stage, keep, best_step):
+                _remove(path)
 
     def checkpoint(self, stage: str, which: str) -> Path:
         """Where a stage's "last", "best" or "step-N" checkpoint lies."""
         return checkpoint_file(self.path, f"{stage}-{which}", adapter=stage in self.adapter_stages)
 
     def save_state(self, stage: str, state: dict) -> None:
-        """Writes what the stage goes on from."""
+        """Writes what the stage goes on from, and how long the log is with it."""
         if not self.is_writer:
             return
         import torch
 
-        path = self._state_path(stage)
+        path, log = self._state_path(stage), self.path / LOG_FILE
+        state = state | {"log_bytes": log.stat().st_size if log.is_file() else 0}
         try:
             with atomic_write(path) as temporary:
                 torch.save(state, temporary)
@@ -132,21 +142,13 @@ class RunFolder:
             raise RunError(f"{path}: cannot be written ({reason}). The state before it is whole") from error
 
     def load_state(self, stage: str) -> dict | None:
-        """What the stage goes on from, if it was begun; forgets what the log says of later steps."""
-        import torch
-
+        """What the stage goes on from, if it was begun; what came after it is forgotten."""
         path = self._state_path(stage)
         if not path.is_file():
-            self._cut_log(stage, -1)
+            self._forget_after(stage, -1)
             return None
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise RunError(
-                f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
-                "stage again, or start a new run from the last checkpoint with --init"
-            ) from error
-        self._cut_log(stage, state["state"]["step"])
+        state = read_state(path)
+        self._forget_after(stage, state["state"]["step"], state.get("log_bytes"))
         return state
 
     def save_fault(self, stage: str, step: int, content: dict, *, is_own: bool = True) -> Path:
@@ -202,7 +204,7 @@ class RunFolder:
     def _with_checkpoint(self, score: dict | None, stage: str, which: str) -> dict | None:
         if score is None:
             return None
-        name = self.checkpoint(stage, which).relative_to(self.path / "checkpoints")
+        name = self.checkpoint(stage, which).relative_to(self.path / CHECKPOINTS_FOLDER)
         return {
             **_figures(score),
             "step": score["step"],
@@ -210,17 +212,65 @@ class RunFolder:
             "checkpoint": name.as_posix(),
         }
 
-    def _cut_log(self, stage: str, step: int) -> None:
-        """Forgets what the log says of a stage after a step, and a last line that a kill cut off."""
-        path = self.path / "metrics.jsonl"
-        if not path.is_file() or not self.is_writer:
+    def _forget_after(self, stage: str, step: int, num_bytes: int | None = None) -> None:
+        """Removes what a stage left of later steps: lines of the log, checkpoints by step, samples.
+
+        num_bytes: how long the log was when the step was saved; older states do not know
+        """
+        if not self.is_writer:
             return
-        text = path.read_text(encoding="utf-8", errors="replace")
+        self._cut_log(stage, step, num_bytes)
+        for folder in (CHECKPOINTS_FOLDER, SAMPLES_FOLDER):
+            for later, path in by_step(self.path / folder, stage).items():
+                if later > step:
+                    _remove(path)
+
+    def _cut_log(self, stage: str, step: int, num_bytes: int | None) -> None:
+        """Cuts the log after a step of a stage, and a last line that a kill cut off."""
+        path = self.path / LOG_FILE
+        if not path.is_file():
+            return
+        text = path.read_bytes()[:num_bytes].decode("utf-8", errors="replace")
         whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         entries = [(line, json.loads(line)) for line in whole]
         kept = [line for line, entry in entries if entry["stage"] != stage or entry["step"] <= step]
         with atomic_write(path) as temporary:
             temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def read_state(path: Path, *, mapped: bool = False) -> dict:
+    """What a stage goes on from; RunError where it cannot be read.
+
+    mapped: only what is looked at is read
+    """
+    import torch
+
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
+    except Exception as error:
+        raise RunError(
+            f"{path}: cannot be read ({' '.join(str(error).split())[:120]}); remove it to begin the "
+            "stage again, or start a new run from the last checkpoint with --init"
+        ) from error
+
+
+def by_step(folder: Path, stage: str) -> dict[int, Path]:
+    """What a folder has of the steps of a stage: checkpoints, or folders of samples."""
+    return {
+        int(match[1]): path
+        for path in folder.glob(f"{stage}-step-*")
+        if (match := re.fullmatch(r"n?ar-step-(\d+)(\.safetensors)?", path.name))
+    }
+
+
+def old_samples(run_dir: Path, stage: str, keep: int, best_step: int | None) -> list[Path]:
+    """A stage's samples but for those of the untouched model, of the best weights, and the newest `keep`.
+
+    keep: at least the last ones are kept, as the last checkpoint is
+    """
+    found = by_step(run_dir / SAMPLES_FOLDER, stage)
+    kept = {0, best_step, *sorted(found)[-max(keep, 1) :]}
+    return [path for step, path in sorted(found.items()) if step not in kept]
 
 
 def begin_folder(path: Path, settings: dict, result: RunResult) -> None:
@@ -243,6 +293,11 @@ def begin_folder(path: Path, settings: dict, result: RunResult) -> None:
         raise
 
 
+def still_running(result: RunResult) -> str:
+    """Why a run is not taken up."""
+    return f"run {result.name!r}: it is running{elsewhere(result)}; stop it first (Ctrl-C where it runs)"
+
+
 @contextmanager
 def taking_up(path: Path) -> Iterator[RunResult]:
     """The result of a run that nobody else takes up meanwhile; RunError where it is running."""
@@ -251,7 +306,7 @@ def taking_up(path: Path) -> Iterator[RunResult]:
         try:
             result = read_result(path)
             if result.status == "running":
-                raise RunError(f"run {path.name!r}: it is running; stop it first (Ctrl-C where it runs)")
+                raise RunError(still_running(result))
             yield result
         finally:
             # who waits for it sees that its name is gone, and takes a new one
@@ -272,6 +327,14 @@ def write_json(path: Path, value: object) -> None:
     """Writes a value as indented JSON, atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a folder with what is in it."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _figures(score: dict | None) -> dict | None:

@@ -10,7 +10,7 @@ from finetune.data.prepared import read_info
 from finetune.results import resolve_checkpoint
 from finetune.run_spec import RunSpec, new_run_name, resumed_spec
 from vallex.cli.options import released_checkpoint
-from vallex.errors import ConfigError
+from vallex.errors import ConfigError, RunError
 from vallex.model.added_languages import DEFAULT_SOURCE
 
 
@@ -65,6 +65,7 @@ def _resumed_spec(asked: RunOptions) -> RunSpec:
     source = find_source(asked.resume_from, asked.runs) if asked.resume_from else None
     name = asked.name or new_run_name(source.name, asked.runs, datetime.now())
     spec = resumed_spec(name, asked.runs, source)
+    _check_there(asked, spec)
     config = changed_config(spec.config, asked.overrides) if asked.overrides else None
     if asked.preset:
         config = resolve_config(asked.preset, asked.overrides)
@@ -78,6 +79,22 @@ def _resumed_spec(asked: RunOptions) -> RunSpec:
         "config": config,
     }
     return replace(spec, **{key: value for key, value in given.items() if value is not None})
+
+
+def _check_there(asked: RunOptions, spec: RunSpec) -> None:
+    """RunError where what a run was begun with is gone from its place, and none other is named."""
+    places = {"PREPARED": (spec.prepared, asked.prepared), "--init CHECKPOINT": (spec.init, asked.init)}
+    gone = {
+        option: place
+        for option, (place, other) in places.items()
+        if other is None and place is not None and not place.exists()
+    }
+    if gone:
+        raise RunError(
+            f"run {(asked.resume_from or asked.name)!r}: what it was begun with is not there any more: "
+            f"{' and '.join(map(str, gone.values()))}. Put it back, or say where it lies now: "
+            f"{' and '.join(gone)}"
+        )
 
 
 def _new_spec(asked: RunOptions) -> RunSpec:

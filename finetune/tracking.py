@@ -7,15 +7,16 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 from finetune.data.prepared import PreparedSet
+from finetune.run_folder import SAMPLES_FOLDER
 from finetune.samples import Speaker, make_speaker
 from vallex.codec.audio import SAMPLE_RATE_HZ
-from vallex.errors import ConfigError
+from vallex.errors import AudioError, ConfigError
 from vallex.inference.prompts import NUM_CODEBOOKS
 
 if TYPE_CHECKING:
     from finetune.trainer import Trainer
 
-LOGS_FOLDER, SAMPLES_FOLDER = "logs", "samples"
+LOGS_FOLDER = "logs"
 PROJECT = "vallex"
 
 
@@ -33,12 +34,12 @@ def tracker_names(setting: str) -> list[str]:
 
 def start_reports(trainer: "Trainer", data: PreparedSet) -> None:
     """Begins a stage's part of each tracker, or goes on from its step, and finds what speaks."""
-    accelerator, folder, step = trainer.accelerator, trainer.folder, trainer.state.step
+    accelerator, folder, state = trainer.accelerator, trainer.folder, trainer.state
     if accelerator.log_with:
         settings = {name: str(value) for name, value in asdict(trainer.config).items()}
-        # what was written of later steps is forgotten
-        purge = {"tensorboard": {"purge_step": step + 1}} if step else {}
-        accelerator.init_trackers(PROJECT, config=settings, init_kwargs=purge)
+        # what a killed process wrote that the state lacks is forgotten, be it all
+        purge = {"purge_step": 0 if state.base is None else state.step + 1}
+        accelerator.init_trackers(PROJECT, config=settings, init_kwargs={"tensorboard": purge})
     if trainer.config.samples and folder.is_writer:
         num_codebooks = trainer.model.config.num_quantizers
         speaker: Speaker | str = f"it takes {NUM_CODEBOOKS} codebooks, and this model has {num_codebooks}"
@@ -70,12 +71,25 @@ def record(trainer: "Trainer", kind: str, figures: dict) -> None:
 
 
 def speak_samples(trainer: "Trainer") -> None:
-    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard."""
-    step, samples = trainer.state.step, []
+    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard.
+
+    Where that goes wrong it is noted, and training goes on: what it goes on from is saved already.
+    """
+    state, stage, samples = trainer.state, trainer.stage, []
     with trainer.weights.whole(trainer.model):  # of which all processes have a part
-        if trainer.speaker is not None:
-            samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+        try:
+            if trainer.speaker is not None:
+                samples = trainer.speaker.speak(trainer.model, f"{stage}-step-{state.step}")
+        except (OSError, AudioError, torch.OutOfMemoryError) as error:
+            reason = " ".join(str(error).split())[:200]
+            trainer.display.note(
+                f"{stage.upper()}: samples of step {state.step} are missing, and training goes on: {reason}"
+            )
+    if trainer.speaker is not None:
+        best_step = None if state.best is None else state.best["step"]
+        trainer.folder.remove_old_samples(stage, trainer.config.keep, best_step)
     for tracker in trainer.accelerator.trackers:
         if tracker.name == "tensorboard":
             for sample in samples:
-                tracker.writer.add_audio(f"samples/{sample.name}", sample.wav[None], step, SAMPLE_RATE_HZ)
+                name = f"samples/{sample.name}"
+                tracker.writer.add_audio(name, sample.wav[None], state.step, SAMPLE_RATE_HZ)

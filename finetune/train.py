@@ -203,8 +203,8 @@ def _validate(trainer: Trainer) -> None:
         state.best, state.num_since_best = better, 0
     else:
         state.num_since_best += 1
-    save_checkpoint(trainer, "last")
     save_state(trainer)
+    save_checkpoint(trainer, "last")
     save_other_checkpoints(trainer)
     trainer.folder.update(state)
     trainer.display.validated(trainer.stage, state.step, better, state.base)

@@ -13,6 +13,8 @@ from vallex.errors import ConfigError, RunError
 AsJson = Annotated[bool, flag("--json", "Print JSON instead of tables.")]
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A run's name or folder.")]
 
+_USUAL_FOLDER = Path("runs")
+
 runs_app = typer.Typer(
     help="The results log: list, show, compare, note, export and prune runs.", no_args_is_help=True
 )
@@ -20,7 +22,7 @@ runs_app = typer.Typer(
 
 @runs_app.command("list")
 def runs_list(
-    runs: RunsDir = Path("runs"),
+    runs: RunsDir = _USUAL_FOLDER,
     sort: Annotated[
         str | None,
         typer.Option(metavar="COLUMNS", help="By these columns; -COLUMN from the top down. Else by age."),
@@ -50,6 +52,7 @@ def runs_list(
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv are both given; take one")
+    _check_named(runs)
     log = list_runs(runs)
     found = listing.entries(log.results, runs)
     chosen = listing.parse_columns(columns, found) if columns is not None else None
@@ -71,7 +74,7 @@ def runs_list(
 
 
 @runs_app.command("show")
-def runs_show(run: Run, runs: RunsDir = Path("runs"), as_json: AsJson = False) -> None:
+def runs_show(run: Run, runs: RunsDir = _USUAL_FOLDER, as_json: AsJson = False) -> None:
     """Show one run: what was trained on what, what came of it, and its scores.
 
     Example: vallex runs show anna
@@ -100,7 +103,7 @@ def show_run(path: Path, console) -> None:
 @runs_app.command("compare")
 def runs_compare(
     named: Annotated[list[str], typer.Argument(metavar="A B …", help="Names or folders of runs.")],
-    runs: RunsDir = Path("runs"),
+    runs: RunsDir = _USUAL_FOLDER,
     as_json: AsJson = False,
 ) -> None:
     """Show runs side by side: settings that differ, losses, scores with intervals, verdicts.
@@ -127,7 +130,7 @@ def runs_compare(
 def runs_note(
     run: Run,
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What you think of it; '' takes it away.")],
-    runs: RunsDir = Path("runs"),
+    runs: RunsDir = _USUAL_FOLDER,
 ) -> None:
     """Note on a run what you think of it: it stands in the list, beside the run, and in exports.
 
@@ -153,7 +156,7 @@ def runs_export(
     max_mb: Annotated[
         float, typer.Option(min=0.0, help="Megabytes that sounds may take in the page.")
     ] = 25.0,
-    runs: RunsDir = Path("runs"),
+    runs: RunsDir = _USUAL_FOLDER,
 ) -> None:
     """Export runs: a Markdown table, or a page of one file that opens without a server.
 
@@ -191,16 +194,18 @@ def runs_prune(
         list[str] | None, typer.Argument(metavar="[RUN …]", help="Names or folders of runs; all if left out.")
     ] = None,
     yes: Annotated[bool, flag("--yes", "Remove without asking.")] = False,
-    runs: RunsDir = Path("runs"),
+    runs: RunsDir = _USUAL_FOLDER,
 ) -> None:
     """Free disk: say what of finished runs nothing needs any more, ask, and remove it.
 
-    Kept are best and chosen, what a run goes on from, and what another run is built on.
+    Kept are best and chosen, what a run goes on from, and what another run is built on; of samples the first,
+    the best and the last.
     Example: vallex runs prune
     """
     from finetune.log.prune import plan_pruning, prune
     from finetune.results import resolve_run, run_folders
 
+    _check_named(runs)
     plans = plan_pruning([resolve_run(run, runs) for run in named] if named else run_folders(runs), runs)
     for plan in plans:
         _tell(plan)
@@ -218,6 +223,12 @@ def runs_prune(
             typer.echo(f"vallex: {plan.run_dir.name}: left alone, it has begun to run again", err=True)
             num_bytes -= plan.num_bytes
     typer.echo(f"Freed {num_bytes / 1e6:.1f} MB.")
+
+
+def _check_named(runs: Path) -> None:
+    """RunError where a folder that was named is not there; the usual one may not have been made yet."""
+    if runs != _USUAL_FOLDER and not runs.is_dir():
+        raise RunError(f"--runs {runs}: there is no such folder; name the one that run folders lie in")
 
 
 def _tell(plan) -> None:

@@ -1,4 +1,4 @@
-"""What of run folders can go: checkpoints that nothing needs any more, and what killed writers left.
+"""What of run folders can go: checkpoints and samples that nothing needs, and what killed writers left.
 
 Kept are best and chosen, all that a run which is not done goes on from, and whatever another run below the
 same folder began with or stands on. A second name of a file that is kept frees nothing and stays.
@@ -13,7 +13,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.results import CONFIG_FILE, RESULT_FILE, RunResult, process_lives, read_result, run_folders
+from finetune.heartbeat import process_lives
+from finetune.results import CONFIG_FILE, RESULT_FILE, RunResult, read_result, run_folders
+from finetune.run_folder import old_samples
 from vallex.errors import RunError
 from vallex.files import TEMPORARY_PREFIX, sha256_of
 from vallex.model.runs import ADAPTER_FILE
@@ -27,7 +29,7 @@ _NAME = re.compile(r"(n?ar)-(best|last|step-\d+)(\.safetensors)?")
 class Pruning:
     """What would be removed of a run.
 
-    paths: files, and folders of adapters
+    paths: files, and folders of adapters and samples
     num_bytes: what that frees
     kept: a checkpoint's name to why it stays
     left_alone: why nothing of the run is touched; None where it may be
@@ -101,7 +103,9 @@ def _plan(run_dir: Path, needed: _Needed) -> Pruning:
     candidates += [path for stage in done if (path := run_dir / f"state-{stage}.pt").is_file()]
     candidates += _abandoned(run_dir)
     paths, num_bytes = _freed(candidates)
-    return Pruning(run_dir=run_dir, paths=paths, num_bytes=num_bytes, kept=kept)
+    samples = _old_samples(run_dir, result)
+    num_bytes += sum(file.stat().st_size for path in samples for file in path.glob("*.wav"))
+    return Pruning(run_dir=run_dir, paths=[*paths, *samples], num_bytes=num_bytes, kept=kept)
 
 
 def _reason_to_leave(run_dir: Path) -> str | None:
@@ -112,7 +116,7 @@ def _reason_to_leave(run_dir: Path) -> str | None:
     if result.status == "running":
         return "it is running"
     # after the training come the scores, by any checkpoint
-    return f"its process, {result.process['pid']}, has not ended" if process_lives(result) else None
+    return f"its process, {result.process['pid']}, has not ended" if process_lives(run_dir, result) else None
 
 
 def _why_kept(path: Path, stage: str, which: str, result: RunResult, needed: _Needed) -> str | None:
@@ -167,6 +171,12 @@ def _abandoned(run_dir: Path) -> list[Path]:
         for path in run_dir.rglob(f"{TEMPORARY_PREFIX}*")
         if path.is_file() and now - path.stat().st_mtime > STALE_SEC
     ]
+
+
+def _old_samples(run_dir: Path, result: RunResult) -> list[Path]:
+    """Folders of samples but for those of the untouched model, the best and the last weights."""
+    best_steps = {phase.phase: (phase.best or {}).get("step") for phase in result.phases}
+    return [path for stage, step in best_steps.items() for path in old_samples(run_dir, stage, 1, step)]
 
 
 def _freed(candidates: Sequence[Path]) -> tuple[list[Path], int]:

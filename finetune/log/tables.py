@@ -14,7 +14,7 @@ from rich.text import Text
 from finetune.log.comparison import Comparison, verdict
 from finetune.log.listing import DEFAULT_COLUMNS, Entry, rows
 from finetune.log.words import TOY_MARK, difference_text, format_seconds, number, plain
-from finetune.results import PhaseResult, RunLog, RunResult, metric, read_note
+from finetune.results import MACHINE, PhaseResult, RunLog, RunResult, metric, read_note
 from finetune.scoring.report import evaluation_tables
 from finetune.scoring.scores import SCORES
 from vallex.model.runs import ADAPTER_FILE
@@ -76,9 +76,10 @@ def run_tables(result: RunResult, note: str | None = None) -> Group:
         facts.add_row("seed", str(result.seed))
     if result.chosen:
         facts.add_row("chosen", Text(result.chosen))
-    for name in ("init", "data", "versions", "environment"):
-        values = getattr(result, name) or {}
-        known = [f"{key}: {_shown(value)}" for key, value in values.items() if value is not None]
+    facts_of = {name: getattr(result, name) for name in ("init", "data", *MACHINE)}
+    facts_of |= {f"{name}, resumed": value for name, value in (result.resumed_on or {}).items()}
+    for name, values in facts_of.items():
+        known = [f"{key}: {_shown(value)}" for key, value in (values or {}).items() if value is not None]
         if known:
             facts.add_row(name, Text("\n".join(known)))
 

@@ -3,6 +3,7 @@
 A path in an address is an invitation to try others; what is shown gets a token, and nothing else is served.
 """
 
+import os
 import secrets
 from collections import OrderedDict
 from pathlib import Path
@@ -35,8 +36,17 @@ def sounds_of(run_dir: Path) -> dict[str, list[Path]]:
     """The sounds in a run's `samples` by the folder they are in, the newest folder first."""
     folder = run_dir / "samples"
     found: dict[Path, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in SOUND_SUFFIXES and path.is_file() and not path.is_symlink():
-            found.setdefault(path.parent, []).append(path)
-    newest = sorted(found, key=lambda one: one.stat().st_mtime, reverse=True)
+    # a walk, because training removes old ones meanwhile
+    for place, _, names in sorted(os.walk(folder)):
+        paths = [Path(place) / name for name in sorted(names) if Path(name).suffix in SOUND_SUFFIXES]
+        if own := [path for path in paths if path.is_file() and not path.is_symlink()]:
+            found[Path(place)] = own
+    newest = sorted(found, key=_written_at, reverse=True)
     return {str(one.relative_to(folder)): found[one] for one in newest}
+
+
+def _written_at(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0

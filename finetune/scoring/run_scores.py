@@ -13,6 +13,7 @@ import torch
 
 from finetune.data.prepared import read_info
 from finetune.display import Display
+from finetune.heartbeat import elsewhere
 from finetune.results import read_result, resolve_checkpoint, resolve_run
 from finetune.run import one_line, starting_model
 from finetune.run_folder import RunFolder
@@ -85,8 +86,12 @@ def find_target(
         raise ConfigError(f"missing: PREPARED, a prepared set to score {ref} on. See vallex evaluate --help")
     if file is not None:
         return Target(name=ref, base=load_base, files={checkpoint_name(file): file}, prepared=prepared)
-    if read_result(run_dir).status == "running":
-        raise RunError(f"run {run_dir.name!r}: it is running; score it when it is done, or stop it first")
+    result = read_result(run_dir)
+    if result.status == "running":
+        raise RunError(
+            f"run {run_dir.name!r}: it is running{elsewhere(result)}; score it when it is done, or stop it "
+            "first"
+        )
     files = scored_files(run_dir, every=settings.size == "full")
     return Target(name=run_dir.name, base=load_base, files=files, prepared=prepared, run_dir=run_dir)
 

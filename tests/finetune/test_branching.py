@@ -57,7 +57,9 @@ def test_resume_from_when_settings_are_the_same_then_is_what_the_other_would_hav
     assert branch("run", "new").status == "done"
     assert_same_outcome(tmp_path / "new", tmp_path / "whole")
     assert contents(tmp_path / "run") == before
-    assert read_result(tmp_path / "new").init["resumed_from"] == str(tmp_path / "run")
+    init = read_result(tmp_path / "new").init
+    assert init["resumed_from"] == str(tmp_path / "run")
+    assert init["resumed_at"] == {"stage": stage, "step": step}
     assert not list(tmp_path.glob(".*"))
     # the other one can still go on, too
     finetune(resumed_spec("run", tmp_path), Display(), resume=True)
@@ -156,6 +158,25 @@ def test_find_source_when_a_step_is_named_then_says_what_there_is(tmp_path):
         find_source("anna@120", tmp_path)
     with pytest.raises(RunError, match="run 'anna'"):
         find_source("anna", tmp_path)
+
+
+def test_resume_from_when_shown_then_says_at_which_step_it_went_on(
+    make_spec, make_config, branch, capsys, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config(), stages=("ar",)), StopAt("ar", 3))
+    branch("run", "new", config=make_config(ar={"lr": 0.25}))
+    run_command(["runs", "show", "new", "--runs", str(tmp_path)])
+    assert "resumed_at: stage ar, step 3" in capsys.readouterr().out
+
+
+def test_resume_from_when_the_state_is_damaged_then_says_so_and_begins_nothing(
+    make_spec, make_config, branch, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config(), stages=("ar",)), StopAt("ar", 3))
+    (tmp_path / "run/state-ar.pt").write_bytes(b"no state")
+    with pytest.raises(RunError, match=r"state-ar\.pt: cannot be read \(.*start a new run from the last"):
+        branch("run", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_free_settings_when_listed_then_are_settings():

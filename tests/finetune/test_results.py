@@ -313,6 +313,21 @@ def test_resolve_checkpoint_that_is_not_there_says_what_there_is(runs_dir):
         resolve_checkpoint("new", runs_dir)
 
 
+def test_resolve_checkpoint_of_a_run_that_was_stopped_before_it_wrote_one_says_how_to_get_one(runs_dir):
+    stopped = replace(NAR, phase="ar", status="stopped")
+    make_run(runs_dir, "new", status="stopped", phases=[stopped, replace(NAR, status="stopped", steps=0)])
+    with pytest.raises(RunError) as caught:
+        resolve_checkpoint("new", runs_dir)
+    assert str(caught.value) == (
+        "checkpoint 'new': the run has no such checkpoint. It has none yet (it is at step 3 of AR, stopped): "
+        "the first validation writes one. Go on with it: vallex finetune --resume --name new --runs "
+        f"{runs_dir}"
+    )
+    make_run(runs_dir, "on", status="running", phases=[NAR], process=this_process())
+    with pytest.raises(RunError, match=r"none yet \(it is at step 3 of NAR, running\): the first .* one$"):
+        resolve_checkpoint("on@best", runs_dir)
+
+
 def test_resolve_checkpoint_given_an_unknown_run_offers_the_nearest(runs_dir):
     make_run(runs_dir, "demo", checkpoints=("ar-best",))
     with pytest.raises(

@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import vallex
+from finetune.cli import run_command
+from finetune.control import Control, Wishes
 from finetune.display import Display
 from finetune.results import list_runs, read_result, this_process, write_result
 from finetune.run import finetune
 from finetune.run_folder import RunFolder
 from finetune.run_spec import resumed_spec
 from vallex.errors import ConfigError, RunError, TrainingError
+from vallex.model.checkpoint import load_model
 
 NUM_STEPS = 7
 
@@ -135,6 +140,15 @@ def pretend_killed(run_dir: Path) -> None:
         path.write_text(json.dumps(content | {"process": this_process() | {"start": 0.0}}))
 
 
+def assert_states_are_not_behind(run_dir: Path) -> None:
+    """No checkpoint is of a later step than its stage's state."""
+    for state in run_dir.glob("state-*.pt"):
+        stage = state.stem.removeprefix("state-")
+        saved_at = torch.load(state, weights_only=True)["state"]["step"]
+        last = run_dir / f"checkpoints/{stage}-last.safetensors"
+        assert not last.is_file() or load_model(last).provenance["step"] <= saved_at
+
+
 def test_resume_when_killed_between_any_two_writes_then_as_if_it_never_was(
     make_spec, make_config, assert_same_outcome, monkeypatch, tmp_path
 ):
@@ -150,6 +164,7 @@ def test_resume_when_killed_between_any_two_writes_then_as_if_it_never_was(
     assert len(snapshots.folders) > 25
     assert any(list(folder.rglob(".tmp-*")) for folder in snapshots.folders)
     for folder in snapshots.folders:
+        assert_states_are_not_behind(folder)
         pretend_killed(folder)
         assert read_result(folder).status in ("interrupted", "done")
         finetune(resumed_spec(folder.name, tmp_path), Display(), resume=True)
@@ -164,6 +179,45 @@ def test_resume_when_the_log_was_cut_off_in_a_line_then_the_line_is_forgotten(
         file.write('{"stage": "ar", "kind": "träin'.encode()[:-3])
     finetune(resumed_spec("run", tmp_path), Display(), resume=True)
     assert_same_outcome(tmp_path / "run", never_stopped)
+
+
+class TypeAfterValidation(Display):
+    """Types a line after the validation at a step, and kills the run a step later."""
+
+    def __init__(self, step: int, wishes: Wishes, monkeypatch):
+        self.step, self.wishes, self.is_due = step, wishes, False
+        monkeypatch.setattr(Control, "_collect", lambda _: self._typed())
+
+    def _typed(self) -> Wishes:
+        is_due, self.is_due = self.is_due, False
+        return self.wishes if is_due else Wishes()
+
+    def validated(self, stage, step, score, base):
+        self.is_due = step == self.step
+
+    def stepped(self, step):
+        if step > self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("is_older_state", [False, True])
+def test_resume_when_killed_after_a_line_of_the_saved_step_then_the_log_has_only_what_the_state_has(
+    make_spec, config, never_stopped, assert_same_outcome, read_log, monkeypatch, tmp_path, is_older_state
+):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        finetune(make_spec(tmp_path, config=config), TypeAfterValidation(4, Wishes(lr=0.25), patch))
+    typed = {"stage": "ar", "kind": "lr", "step": 4, "lr": 0.25}
+    assert typed in read_log(tmp_path / "run")
+    if is_older_state:
+        state = torch.load(tmp_path / "run/state-ar.pt", weights_only=True)
+        del state["log_bytes"]
+        torch.save(state, tmp_path / "run/state-ar.pt")
+    finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+    log = read_log(tmp_path / "run")
+    assert [line for line in log if line != typed] == read_log(never_stopped)
+    assert (typed in log) is is_older_state
+    if not is_older_state:
+        assert_same_outcome(tmp_path / "run", never_stopped)
 
 
 def test_resume_when_killed_then_every_stage_is_listed_as_running(make_spec, config, tmp_path):
@@ -191,6 +245,28 @@ def test_resume_when_done_then_nothing_changes(make_spec, make_config, assert_sa
     shutil.copytree(tmp_path / "run", tmp_path / "before")
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
     assert_same_outcome(tmp_path / "run", tmp_path / "before")
+
+
+def test_resume_when_machine_and_versions_are_others_then_both_are_recorded(
+    make_spec, make_config, monkeypatch, capsys, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config()), StopAt("ar", 1))
+    first = read_result(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(vallex, "__version__", "99.0")
+        patch.setattr("finetune.run.describe_machine", lambda: {"host": "pod-7", "memory_gb": 4.0})
+        finetune(resumed_spec("run", tmp_path), StopAt("ar", 3), resume=True)
+    result = read_result(tmp_path / "run")
+    assert (result.versions, result.environment) == (first.versions, first.environment)
+    assert result.resumed_on == {
+        "versions": first.versions | {"vallex": "99.0"},
+        "environment": {"host": "pod-7", "memory_gb": 4.0},
+    }
+    run_command(["runs", "show", "run", "--runs", str(tmp_path)])
+    shown = capsys.readouterr().out
+    assert "versions, resumed" in shown and "host: pod-7" in shown
+    finetune(resumed_spec("run", tmp_path), StopAt("ar", 4), resume=True)
+    assert read_result(tmp_path / "run").resumed_on is None
 
 
 def test_resume_when_there_is_no_such_run_then_says_so(make_spec, tmp_path):
@@ -272,6 +348,28 @@ def test_resume_when_the_state_is_damaged_then_says_what_to_do(make_spec, make_c
     assert read_result(tmp_path / "run").status == "failed"
     state.unlink()
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
+
+
+def test_resume_when_the_state_was_removed_then_what_the_stage_left_of_its_steps_goes(
+    make_spec, make_config, assert_same_outcome, tmp_path
+):
+    def spec(name):
+        stage = {"max_steps": 4, "validate_every": 1}
+        return make_spec(tmp_path, name, config=make_config(ar=stage | {"max_steps": 2}, nar=stage))
+
+    finetune(spec("run"), StopAt("nar", 3))
+    (tmp_path / "run/samples/nar-step-9").mkdir(parents=True)
+    steps = {path.name for path in (tmp_path / "run/checkpoints").glob("*-step-*")}
+    assert steps == {f"{name}.safetensors" for name in ("ar-step-1", "ar-step-2", "nar-step-2", "nar-step-3")}
+    (tmp_path / "run/state-nar.pt").unlink()
+    finetune(resumed_spec("run", tmp_path), StopAt("nar", 1), resume=True)
+    left = {path.name for path in (tmp_path / "run/checkpoints").glob("*-step-*")}
+    assert left == {f"{name}.safetensors" for name in ("ar-step-1", "ar-step-2", "nar-step-1")}
+    assert list((tmp_path / "run/samples").iterdir()) == []
+    (tmp_path / "run/samples").rmdir()
+    finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+    finetune(spec("whole"), Display())
+    assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,15 @@
 """What a run lets one hear and watch while it trains: samples, TensorBoard, other trackers."""
 
+import errno
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import soundfile
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils import tensorboard
 
 from finetune.data.prepare import PrepareSettings, prepare
 from finetune.data.prepared import load_prepared
@@ -16,7 +19,7 @@ from finetune.run import finetune
 from finetune.samples import Speaker, make_speaker
 from vallex.codec import load_codec
 from vallex.codec.audio import load_audio
-from vallex.errors import ConfigError
+from vallex.errors import AudioError, ConfigError
 from vallex.model.toy import toy_model
 from vallex.text import PhonemeTokenizer
 
@@ -71,6 +74,43 @@ def test_run_when_tracked_by_tensorboard_then_it_has_the_figures_and_the_sounds(
     assert [event.step for event in events.Audio(events.Tags()["audio"][0])] == [0, 2]
 
 
+class KillAt(Display):
+    """Ends a run at a validation or after a step, without a last word."""
+
+    def __init__(self, moment):
+        self.moment = moment
+
+    def validated(self, stage, step, score, base):
+        if self.moment == f"validation {step}":
+            raise KeyboardInterrupt
+
+    def stepped(self, step):
+        if self.moment == step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["validation 0", 1, "validation 2", 3])
+def test_run_when_killed_and_resumed_then_tensorboard_shows_no_point_twice(
+    make_spec, make_config, monkeypatch, tmp_path, moment
+):
+    config = make_config(ar={"max_steps": 4}, trackers="tensorboard")
+    spec = make_spec(tmp_path, config=config, stages=("ar",))
+    writers, folder = [], tmp_path / "run/logs/ar/vallex"
+    make_writer = tensorboard.SummaryWriter
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            tensorboard, "SummaryWriter", lambda *a, **k: writers.append(make_writer(*a, **k)) or writers[-1]
+        )
+        finetune(spec, KillAt(moment))
+    writers[0].close()  # as if it had been killed after its figures reached the disk, and some time ago
+    for file in folder.glob("events.*"):
+        file.rename(folder / re.sub(r"\d{10}", "1000000000", file.name, count=1))
+    finetune(spec, Display(), resume=True)
+    events = EventAccumulator(str(folder)).Reload()
+    assert [event.step for event in events.Scalars("valid/loss")] == [0, 2, 4]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
 def test_run_when_speaking_then_trains_as_a_silent_one(spec, tmp_path, read_weights):
     finetune(spec, Display())
     finetune(replace(spec, name="silent", config=replace(spec.config, samples=0, trackers="none")), Display())
@@ -80,6 +120,58 @@ def test_run_when_speaking_then_trains_as_a_silent_one(spec, tmp_path, read_weig
         read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("run", "silent")
     )
     assert all(torch.equal(spoken[name], silent[name]) for name in silent)
+
+
+class Mute:
+    """A speaker whose sounds are empty files."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def speak(self, model, name):
+        (self.folder / name).mkdir(parents=True)
+        (self.folder / name / "one.wav").touch()
+        return []
+
+
+@pytest.mark.parametrize(("keep", "newest"), [(0, {6}), (1, {6}), (2, {5, 6})])
+def test_run_when_validated_often_then_keeps_the_samples_of_base_best_and_the_newest(
+    make_spec, make_config, monkeypatch, tmp_path, keep, newest
+):
+    monkeypatch.setattr("finetune.tracking.make_speaker", lambda folder, *_: Mute(folder))
+    # the learning rate is so high that the best comes early
+    ar = {"lr": 0.3, "schedule": "constant", "validate_every": 1}
+    config = make_config(ar=ar, samples=1, keep=keep)
+    [phase] = finetune(make_spec(tmp_path, config=config, stages=("ar",)), Display()).phases
+    best = phase.best["step"]
+    assert best not in newest
+    names = {path.name for path in (tmp_path / "run/samples").iterdir()}
+    assert names == {f"ar-step-{step}" for step in {0, best, *newest}}
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AudioError("run/one.wav: cannot be written (No space left on device)"), "No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "out of memory. Tried to"),
+    ],
+)
+def test_run_when_a_sample_cannot_be_made_then_says_so_and_trains_on(
+    make_spec, make_config, monkeypatch, notes, tmp_path, error, reason
+):
+    class Broken(Mute):
+        def speak(self, model, name):
+            if name == "ar-step-2":
+                raise error
+            return super().speak(model, name)
+
+    monkeypatch.setattr("finetune.tracking.make_speaker", lambda folder, *_: Broken(folder))
+    spec = make_spec(tmp_path, config=make_config(samples=1), stages=("ar",))
+    assert finetune(spec, notes).status == "done"
+    [told] = [line for line in notes.lines if "samples" in line]
+    assert told.startswith("AR: samples of step 2 are missing, and training goes on: ") and reason in told
+    assert {path.name for path in (tmp_path / "run/samples").iterdir()} >= {"ar-step-0", "ar-step-6"}
 
 
 def test_speaker_when_it_speaks_twice_then_says_the_same_and_leaves_the_model(toy_set, tmp_path):

@@ -234,14 +234,23 @@ def save_adapter(model: VALLE, path: Path, *, base: dict, beside: Adapter | None
         "inference_mode": True,
         "target_modules": sorted(config.target_modules),
     }
-    try:
-        # first what never changes: a kill between the two leaves no weights without it
-        with atomic_write(path.parent / CONFIG_FILE) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}. Nothing was left half written") from error
+    _write(path, tensors, metadata, content)
+
+
+def move_base(path: Path, place: str) -> None:
+    """Has an adapter's files say where its base lies now, unless that is in the adapter's own run.
+
+    path: the file of weights
+    """
+    with safe_open(path, framework="pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    base = json.loads(metadata.get("vallex_base", "{}"))
+    if not Path(base.get("path") or "").is_absolute() or base["path"] == place:
+        return
+    config = json.loads((path.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+    metadata |= {"vallex_base": json.dumps(base | {"path": place})}
+    _write(path, tensors, metadata, config | {"base_model_name_or_path": place})
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -274,6 +283,18 @@ def read_adapter(path: Path) -> Adapter:
         )
     except (OSError, ValueError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{file}: not a whole adapter: {_one_line(error)}") from error
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], content: dict) -> None:
+    """Writes weights with their metadata, and peft's configuration beside them."""
+    try:
+        # first what never changes: a kill between the two leaves no weights without it
+        with atomic_write(path.parent / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}. Nothing was left half written") from error
 
 
 def _load_base(adapter: Adapter, base: Path | None, num_heads: int | None) -> VALLE:

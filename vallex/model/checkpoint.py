@@ -266,7 +266,7 @@ def _in_run_folder(path: Path) -> Path:
         )
     found = find_run_checkpoint(path)
     if found is None:
-        raise CheckpointError(f"{path}: this run has no checkpoint yet")
+        raise CheckpointError(f"{path}: this run has no checkpoint yet; its first validation writes one")
     return found
 
 

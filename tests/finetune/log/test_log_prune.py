@@ -149,6 +149,22 @@ def test_prune_takes_what_a_killed_writer_left_and_not_what_one_writes(make_run,
     assert (plan.paths, plan.num_bytes) == ([old], 50)
 
 
+def test_prune_of_samples_keeps_the_first_the_best_and_the_last(make_run, planned):
+    run_dir = make_run("anna", checkpoints=("ar-best", "nar-best"))
+    steps = {"ar": (0, 5, 10, 20, 30), "nar": (0, 9, 10, 20)}  # of which 20 is the best
+    folders = [f"{stage}-step-{step}" for stage, own in steps.items() for step in own]
+    for name in (*folders, "reference", "evaluation"):
+        (run_dir / "samples" / name).mkdir(parents=True)
+        (run_dir / "samples" / name / "one.wav").write_bytes(b"w" * 70)
+    plan = planned(run_dir)
+    assert names(plan) == {"ar-step-5", "ar-step-10", "nar-step-9", "nar-step-10"}
+    assert plan.num_bytes == 280
+    assert prune(plan) is True
+    assert {path.name for path in (run_dir / "samples").iterdir()} == {
+        *("ar-step-0", "ar-step-20", "ar-step-30", "nar-step-0", "nar-step-20", "reference", "evaluation")
+    }
+
+
 @pytest.fixture
 def run_prune(tmp_path, monkeypatch, capsys):
     """`vallex runs prune` with an answer on its standard input: code and what it printed."""

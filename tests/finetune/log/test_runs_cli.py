@@ -61,6 +61,10 @@ def test_list_as_json_and_csv_has_the_rows_and_names_the_damaged_on_stderr(valle
         ("list --filter lots", "--filter 'lots': not a filter; write COLUMN"),
         ("compare anna", "1 run is named; two or more can be compared"),
         ("compare anna ana", "run 'ana': no such run in runs/ (nearest: anna)"),
+        ("list --runs rnus", "--runs rnus: there is no such folder; name the one that run folders lie in"),
+        ("list --json --runs rnus", "--runs rnus: there is no such folder"),
+        ("prune --yes --runs rnus", "--runs rnus: there is no such folder"),
+        ("export --markdown --runs rnus", "rnus: no runs here to export"),
         ("note ana hello", "run 'ana': no such run in runs/ (nearest: anna)"),
         ("show anna@best", "run 'anna@best': no such run in runs/ (nearest: anna)"),
     ],
@@ -118,3 +122,8 @@ def test_export_that_cannot_be_done_writes_nothing(vallex, tmp_path, make_run):
     (tmp_path / "folder").mkdir()
     assert "folder: a folder; give the name of a file" in vallex("runs", "export", "--html", "folder")[2]
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "folder"}
+
+
+def test_list_where_the_usual_folder_is_not_made_yet_says_how_to_begin(vallex):
+    code, out, err = vallex("runs", "list")
+    assert (code, err) == (0, "") and "No runs here yet. Begin one: vallex finetune" in out

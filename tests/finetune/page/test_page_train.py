@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 import numpy as np
@@ -232,6 +234,22 @@ def test_sounds_when_a_run_has_spoken_then_the_newest_come_first_and_links_are_l
     assert list(found) == ["ar-step-10", "ar-step-2", "reference"]
     assert [path.name for path in found["reference"]] == ["a.wav"]
     assert sounds_of(tmp_path / "nowhere") == {}
+
+
+def test_sounds_when_some_are_removed_meanwhile_then_the_others_are_found(tmp_path, monkeypatch):
+    for name in ("ar-step-2", "ar-step-4"):
+        (tmp_path / "samples" / name).mkdir(parents=True)
+        (tmp_path / "samples" / name / "a.wav").write_bytes(b"x")
+    is_file = Path.is_file
+
+    def is_file_and_goes(path):
+        found = is_file(path)
+        if path.parent.name == "ar-step-2":
+            shutil.rmtree(path.parent)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", is_file_and_goes)
+    assert list(sounds_of(tmp_path)) == ["ar-step-4", "ar-step-2"]
 
 
 def test_published_when_a_token_is_not_known_then_no_file_is_served(tmp_path):

@@ -16,7 +16,7 @@ from vallex.errors import ConfigError
 from vallex.model.network import VALLE
 
 LAST_LAYERS = 4
-EMBEDDINGS = ("*_embedding.weight", "*_embeddings.*.weight")
+EMBEDDINGS = "*_embedding*.weight"  # the AR has no lists of them: text_embedding, audio_embeddings.0
 UNTIED = "heads-untied"
 DECAY_EXEMPT_NDIM = 1
 """Biases, norms and alphas are not decayed: pulling them to zero is no prior that anybody holds."""
@@ -65,7 +65,7 @@ def named_sets(stage: str, num_layers: int) -> dict[str, list[str]]:
         UNTIED: heads,
         f"last-{LAST_LAYERS}": [f"{stage}.decoder.layers.{n}.*" for n in layers]
         + [f"{stage}.decoder.norm.*"],
-        "all-but-embeddings": ["*", *(f"!{pattern}" for pattern in EMBEDDINGS)],
+        "all-but-embeddings": ["*", f"!{EMBEDDINGS}"],
     }
 
 

@@ -75,6 +75,20 @@ def test_choose_all_but_embeddings_leaves_tied_heads_frozen(model):
     assert "nar.decoder.norm.project_layer.weight" in names
 
 
+@pytest.mark.parametrize("share_embedding", [True, False])
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+@pytest.mark.parametrize("named", named_sets("ar", 12))
+def test_choose_by_each_named_set_finds_something_in_each_stage(make_model, named, stage, share_embedding):
+    model = make_model(num_layers=6, share_embedding=share_embedding)
+    names = chosen_names(choose_parameters(model, stage, named))
+    has_embeddings = any("embedding" in name for name in names)
+    is_tied_head = stage == "nar" and share_embedding and named.startswith("heads")
+    assert has_embeddings == (named == "all" or is_tied_head)
+    is_whole = named in ("all", "all-but-embeddings")
+    assert (f"{stage}.decoder.layers.0.linear1.weight" in names) == is_whole
+    assert any(".predict_layer" in name for name in names) == (named != "last-4")
+
+
 def test_choose_last_4_is_four_layers_and_the_norm_behind_them(model):
     names = chosen_names(choose_parameters(model, "ar", "last-4"))
     assert {name.split(".")[3] for name in names if ".layers." in name} == {"2", "3", "4", "5"}

@@ -1,11 +1,20 @@
 """What a stage makes of a model before it trains: heads untied, an adapter added, the rest frozen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
-from finetune.config import FinetuneConfig
-from finetune.freezing import ParameterGroup, choose_parameters, freeze_all_but, needs_untied_heads
+from finetune.config import FinetuneConfig, StageConfig
+from finetune.freezing import (
+    ParameterGroup,
+    choose_parameters,
+    freeze_all_but,
+    needs_untied_heads,
+    optimizer_groups,
+)
+from finetune.optim import NO_EXEMPTIONS, build_optimizer
 from vallex.errors import CheckpointError, ConfigError
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
@@ -44,6 +53,31 @@ def set_up_model(stage: str, config: FinetuneConfig, model: VALLE) -> list[Param
         for layer in decoder.layers:
             layer.compile(dynamic=True)
     return groups
+
+
+def new_optimizer(
+    settings: StageConfig,
+    groups: list[ParameterGroup],
+    held: Callable[[nn.Parameter], nn.Parameter] = lambda parameter: parameter,
+) -> torch.optim.Optimizer:
+    """The optimizer of a stage.
+
+    held: what this process has of a parameter
+    errors: ConfigError where it does not take these parameters or settings
+    """
+    parts = optimizer_groups(
+        groups,
+        settings.lr,
+        settings.weight_decay,
+        exempts_vectors=settings.optimizer not in NO_EXEMPTIONS,
+    )
+    return build_optimizer(
+        settings.optimizer,
+        [part | {"params": [held(p) for p in part["params"]]} for part in parts],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+    )
 
 
 def check_groups(config: FinetuneConfig, stages: tuple[str, ...], model_config: ModelConfig) -> None:

@@ -20,9 +20,8 @@ from finetune.config import FinetuneConfig, StageConfig
 from finetune.data.dataset import BatchSettings, CodesDataset, count_batches
 from finetune.data.prepared import PreparedSet
 from finetune.display import Display
-from finetune.freezing import ParameterGroup, optimizer_groups
-from finetune.model_setup import load_trained_tensors, set_up_model, trained_tensors
-from finetune.optim import build_optimizer
+from finetune.freezing import ParameterGroup
+from finetune.model_setup import load_trained_tensors, new_optimizer, set_up_model, trained_tensors
 from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
@@ -162,7 +161,7 @@ def set_up_stage(
     # not to be trained by DDP: the gradients of several processes are summed by `weights`
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     weights = share_weights(model, processes)
-    optimizer = accelerator.prepare_optimizer(_new_optimizer(stage_config, groups, weights))
+    optimizer = accelerator.prepare_optimizer(new_optimizer(stage_config, groups, weights.held))
     collator = TextCollator(
         bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
     )
@@ -214,19 +213,6 @@ def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
     num_batches = count_batches(cuts, trainer.batching, settings.max_epochs, most)
     trainer.steps_per_epoch = math.ceil(count_batches(cuts, trainer.batching, 1) / accumulate)
     trainer.total_steps = math.ceil(num_batches / accumulate)
-
-
-def _new_optimizer(
-    settings: StageConfig, groups: list[ParameterGroup], weights: Replicas
-) -> torch.optim.Optimizer:
-    parts = optimizer_groups(groups, settings.lr, settings.weight_decay)
-    return build_optimizer(
-        settings.optimizer,
-        [part | {"params": [weights.held(p) for p in part["params"]]} for part in parts],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        weight_decay=settings.weight_decay,
-    )
 
 
 def _new_average(

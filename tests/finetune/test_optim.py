@@ -82,19 +82,25 @@ def test_scaled_adam_when_the_order_of_parameters_differs_moves_them_alike(refer
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 6, 11, 17])
-@pytest.mark.parametrize("name", ["scaled-adam", "adamw", "adam", "eve", "torch.SGD", "torch.NAdam"])
+@pytest.mark.parametrize(
+    "name", ["ScaledAdam", "scaled-adam", "adamw", "adam", "eve", "torch.SGD", "torch.NAdam"]
+)
 def test_optimizer_saved_and_loaded_in_the_middle_goes_on_bit_for_bit(name, stop_after):
+    def build(params, lr):
+        # the class itself clips within so few steps
+        return ScaledAdam(params, lr=lr) if name == "ScaledAdam" else build_optimizer(name, params, lr=lr)
+
     unbroken = make_params()
-    run_steps(build_optimizer(name, unbroken, lr=0.05), unbroken, range(24))
+    run_steps(build(unbroken, lr=0.05), unbroken, range(24))
 
     first_half = make_params()
-    optimizer = build_optimizer(name, first_half, lr=0.05)
+    optimizer = build(first_half, lr=0.05)
     run_steps(optimizer, first_half, range(stop_after))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     second_half = copy.deepcopy(first_half)
-    resumed = build_optimizer(name, second_half, lr=0.01)  # the saved lr replaces this one
+    resumed = build(second_half, lr=0.01)  # the saved lr replaces this one
     resumed.load_state_dict(torch.load(file, weights_only=True))
     run_steps(resumed, second_half, range(stop_after, 24))
 
@@ -255,6 +261,19 @@ def test_build_optimizer_given_groups_keeps_what_each_brings():
         (1e-4, 0.1),
         (1e-5, 0.0),
     ]
+
+
+def test_build_optimizer_given_scaled_adam_clips_by_the_published_period_and_the_class_by_its_own():
+    made = build_optimizer("scaled-adam", make_params(), lr=0.05)
+    assert (made.defaults["clipping_update_period"], made.defaults["clipping_scale"]) == (1000, 2.0)
+    assert made.defaults["betas"] == (0.9, 0.95)
+    assert ScaledAdam(make_params()).defaults["clipping_update_period"] == 8
+
+
+@pytest.mark.parametrize(("name", "is_fused"), [("adamw", True), ("adam", True), ("torch.NAdam", None)])
+def test_build_optimizer_when_there_is_a_fused_kernel_takes_it(name, is_fused):
+    optimizer = build_optimizer(name, make_params(), lr=1e-4)
+    assert optimizer.param_groups[0].get("fused") == is_fused
 
 
 def test_build_optimizer_given_adam_has_no_weight_decay_unless_asked():

@@ -87,11 +87,11 @@ def check_groups(config: FinetuneConfig, stages: tuple[str, ...], model_config: 
         with torch.device("meta"):
             model = VALLE(model_config)
             try:
-                set_up_model(stage, config, model)
+                new_optimizer(getattr(config, stage), set_up_model(stage, config, model))
             except (ConfigError, CheckpointError) as error:
                 faults.append(str(error))
     if faults:
-        raise ConfigError("; ".join(faults))
+        raise ConfigError("; ".join(dict.fromkeys(faults)))
 
 
 def set_collation(model: VALLE, config: FinetuneConfig) -> None:

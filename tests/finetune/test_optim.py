@@ -301,9 +301,17 @@ def test_build_optimizer_of_torch_without_betas_or_decay_leaves_them_out():
     assert type(build_optimizer("torch.Rprop", make_params(), lr=1e-4, weight_decay=0.3)) is torch.optim.Rprop
 
 
-@pytest.mark.parametrize("name", ["torch.Optimizer", "torch.LBFGS", "torch.Adamw", "AdamW", "torch.save"])
+@pytest.mark.parametrize("name", ["torch.Optimizer", "LBFGS", "torch.Adamw", "AdamW", "torch.save"])
 def test_build_optimizer_given_what_is_no_fit_optimizer_of_torch_refuses_it(name):
     with pytest.raises(ConfigError, match=f"optimizer '{name}' is not known; .*torch.AdamW"):
+        build_optimizer(name, make_params(), lr=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("torch.LBFGS", "the loss several times"), ("torch.SparseAdam", "sparse gradients")]
+)
+def test_build_optimizer_given_one_that_is_unfit_says_why(name, why):
+    with pytest.raises(ConfigError, match=f"optimizer '{name}' is unfit here: it .*{why}.*; take adamw"):
         build_optimizer(name, make_params(), lr=1e-4)
 
 

@@ -73,6 +73,13 @@ class StageConfig:
     patience: int = setting(
         0, "validations without a new best after which the stage ends; 0 for never", low=0
     )
+    max_batch_sec: float | None = setting(
+        20.0,
+        "seconds of speech in a batch, padding included; auto for what memory allows, at most 80",
+        low=1.0,
+        none_word="auto",
+    )
+    precision: str = setting("fp32", "of the forward and backward passes", choices=("fp32", "bf16", "fp16"))
     accumulate: int = setting(1, "batches an optimizer step", low=1)
     clip_norm: float = setting(1.0, "largest norm of the gradient; 0 for no clipping", low=0.0)
     dropout: float = setting(0.1, "dropout in the decoders", low=0.0, high=0.9)
@@ -119,13 +126,6 @@ class FinetuneConfig:
     """How a run is trained."""
 
     seed: int = setting(0, "of the order of batches, of prefixes and of dropout", low=0)
-    precision: str = setting("fp32", "of the forward and backward passes", choices=("fp32", "bf16", "fp16"))
-    max_batch_sec: float | None = setting(
-        20.0,
-        "seconds of speech in a batch, padding included; auto for what memory allows, at most 80",
-        low=1.0,
-        none_word="auto",
-    )
     num_buckets: int = setting(10, "groups of like duration that batches come from", low=1)
     log_every: int = setting(10, "optimizer steps between two lines of the log", low=1)
     keep: int = setting(
@@ -255,7 +255,17 @@ def to_dict(config: FinetuneConfig) -> dict:
 
 def from_dict(tree: dict) -> FinetuneConfig:
     """The settings that `to_dict` wrote; ConfigError where one is unknown or out of its range."""
-    return _build(_flat_values(tree), [])
+    return _build(_flat_values(by_stage(tree)), [])
+
+
+def by_stage(tree: dict) -> dict:
+    """Nested settings in which what an older vallex recorded once for both stages is in each."""
+    shared = {key: value for key, value in tree.items() if len(_matching(key)) > 1}
+    rest = {key: value for key, value in tree.items() if key not in shared}
+    stages = {stage: rest.get(stage, {}) for stage in STAGES}
+    if not shared or not all(isinstance(own, dict) for own in stages.values()):
+        return tree
+    return rest | {stage: shared | own for stage, own in stages.items()}
 
 
 def _flat_values(tree: dict) -> dict[str, object]:

@@ -246,8 +246,8 @@ def build_optimizer(
     except (ValueError, TypeError, RuntimeError) as error:
         # some take matrices only, or know no lr
         raise ConfigError(
-            f"optimizer {name!r} cannot train this: {' '.join(str(error).split())}. Choose by `train` what it "
-            "can, or take adamw"
+            f"optimizer {name!r} cannot train this: {' '.join(str(error).split())}. Choose by `train` "
+            "what it can, or take adamw"
         ) from error
 
 

@@ -63,7 +63,8 @@ def finetune(
             if resume_from is not None:
                 check_branch(resume_from, spec)
         model, data = _load_and_check(spec, processes)
-        make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
+        for stage in spec.stages:
+            make_accelerator(stage, spec.config)  # refuses a precision or a tracker that the machine lacks
     with processes.watched():
         begun_in = path if resume else resume_from
         folder = _open_folder(path, spec, model, data, begun_in, processes)

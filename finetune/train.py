@@ -106,7 +106,7 @@ def plan_stage(trainer: Trainer) -> Estimate:
 
 def _fit(trainer: Trainer) -> None:
     """Finds how much goes into a batch, where the settings leave that to the machine."""
-    if trainer.config.max_batch_sec is None and trainer.state.base is None:
+    if trainer.stage_config.max_batch_sec is None and trainer.state.base is None:
         set_batch_sec(trainer, fit_to_memory(trainer))
 
 

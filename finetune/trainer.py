@@ -71,7 +71,7 @@ class Trainer:
     accelerator: Accelerator
     model: VALLE
     wrapped: nn.Module
-    """The model in the run's precision."""
+    """The model in the stage's precision."""
     weights: Replicas
     groups: list[ParameterGroup]
     optimizer: torch.optim.Optimizer
@@ -108,13 +108,13 @@ class Trainer:
         return getattr(self.model, self.stage)
 
 
-def make_accelerator(config: FinetuneConfig, *, logs: Path | None = None) -> Accelerator:
+def make_accelerator(stage: str, config: FinetuneConfig, *, logs: Path | None = None) -> Accelerator:
     """What runs a stage on the devices that there are.
 
     logs: a folder for trackers
     errors: ConfigError where the device lacks the precision, or a tracker is not installed
     """
-    precision, trackers = config.precision, tracker_names(config.trackers)
+    precision, trackers = getattr(config, stage).precision, tracker_names(config.trackers)
     # accelerate remembers the precision of a process's first Accelerator, and takes no other
     AcceleratorState._reset_state()
     mixed_precision = {"fp32": "no"}.get(precision, precision)
@@ -127,11 +127,11 @@ def make_accelerator(config: FinetuneConfig, *, logs: Path | None = None) -> Acc
                 project_dir=logs,
             )
     except ValueError as error:
-        raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
+        raise ConfigError(f"{stage}.precision is {precision}: {error} Set precision=fp32") from error
     if precision == "fp16" and accelerator.scaler is None:
         # accelerate would compute in fp32 without a word
         raise ConfigError(
-            f"precision is fp16, which a {accelerator.device.type} does not train in. "
+            f"{stage}.precision is fp16, which a {accelerator.device.type} does not train in. "
             "Set precision=bf16 or precision=fp32"
         )
     return accelerator
@@ -148,7 +148,7 @@ def set_up_stage(
 ) -> Trainer:
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
-    accelerator = make_accelerator(config, logs=folder.path / LOGS_FOLDER / stage)
+    accelerator = make_accelerator(stage, config, logs=folder.path / LOGS_FOLDER / stage)
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     groups = set_up_model(stage, config, model)
@@ -166,7 +166,7 @@ def set_up_stage(
         bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
     )
     batching = BatchSettings(
-        max_duration_sec=config.max_batch_sec or FIRST_AUTO_SEC,
+        max_duration_sec=stage_config.max_batch_sec or FIRST_AUTO_SEC,
         num_buckets=config.num_buckets,
         seed=config.seed,
         rank=processes.index,

@@ -293,15 +293,16 @@ class TrainingDesk:
         return self._planned[key]
 
     def _steps(self, prepared: Path, config: FinetuneConfig, stages: tuple[str, ...]) -> dict[str, int]:
-        if config.max_batch_sec is None:
+        batch_secs = {stage: getattr(config, stage).max_batch_sec for stage in stages}
+        if None in batch_secs.values():
             return {}  # known when memory was measured
-        batching = BatchSettings(
-            max_duration_sec=config.max_batch_sec, num_buckets=config.num_buckets, seed=config.seed
-        )
-        num_batches = len(plan_epoch(load_prepared(prepared).train, batching, 0))
-        steps = {}
+        cuts, steps = load_prepared(prepared).train, {}
         for stage in stages:
             own = getattr(config, stage)
+            batching = BatchSettings(
+                max_duration_sec=batch_secs[stage], num_buckets=config.num_buckets, seed=config.seed
+            )
+            num_batches = len(plan_epoch(cuts, batching, 0))
             all_epochs = math.ceil(own.max_epochs * num_batches / own.accumulate)
             steps[stage] = int(min(all_epochs, own.max_steps or math.inf))
         return steps

@@ -329,7 +329,7 @@ def test_untouched_model_whose_loss_is_not_finite_fails_at_once(run, make_model,
         ),
         (
             {"ar": {"lora_rank": 2, "optimizer": "scaled-adam"}},
-            r"ar\.optimizer is scaled-adam and ar\.lora_rank 2: .* half of an adapter begins at zero; take adamw",
+            r"ar\.optimizer is scaled-adam and ar\.lora_rank 2: .* an adapter begins at zero; take adamw",
         ),
         (
             {"ar": {"optimizer": "eve", "weight_decay": 0.5}},

@@ -28,8 +28,6 @@ from vallex.errors import ConfigError
 
 OTHER_VALUES = {
     "seed": 5,
-    "precision": "bf16",
-    "max_batch_sec": 2.0,
     "num_buckets": 1,
     "log_every": 2,
     "ar.optimizer": "scaled-adam",
@@ -42,6 +40,8 @@ OTHER_VALUES = {
     "ar.warmup_share": 1.0,
     "ar.max_epochs": 1,
     "ar.max_steps": 5,
+    "ar.max_batch_sec": 2.0,
+    "ar.precision": "bf16",
     "ar.accumulate": 1,
     "ar.clip_norm": 0.01,
     "ar.dropout": 0.0,
@@ -209,13 +209,11 @@ def test_preset_from_the_record_when_resolved_then_has_its_published_values():
     assert (twelve.ar.lr, twelve.ar.max_epochs, twelve.nar.lr, twelve.nar.max_epochs) == (1e-4, 40, 1e-3, 80)
     assert (twelve.ar.warmup_steps, twelve.ar.accumulate, twelve.nar.train) == (0, 2, "heads-untied")
     assert (overfits.nar.lr, overfits.nar.warmup_steps) == (0.04, 200)
-    assert (baker.ar.lr, baker.ar.warmup_steps, baker.ar.max_epochs, baker.nar.max_epochs) == (
-        0.05,
-        200,
-        20,
-        40,
-    )
     assert baker.from_scratch
+    assert [
+        (own.lr, own.warmup_steps, own.max_epochs, own.precision, own.max_batch_sec, own.accumulate)
+        for own in (baker.ar, baker.nar)
+    ] == [(0.05, 200, 20, "bf16", 80.0, 4), (0.05, 200, 40, "fp32", 40.0, 4)]
 
 
 def test_override_when_both_stages_have_it_then_sets_both():
@@ -245,7 +243,7 @@ def test_override_with_spaces_around_then_is_the_same():
     [
         (["lrr=1"], r"^setting 'lrr' is not known\. Did you mean lr\?$"),
         (["ar.dropuot=0"], r"setting 'ar\.dropuot' is not known\. Did you mean ar\.dropout\?"),
-        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, precision, .*, ema_decay\.$"),
+        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, num_buckets, .*, ema_decay\.$"),
         (["lr"], r"--set 'lr' has no '='; write it as key=value, as in lr=1e-5"),
         (["seed=abc"], r"seed is 'abc'; it must be a whole number of at least 0"),
         (["seed=-1"], r"seed is '-1'; it must be a whole number of at least 0"),
@@ -315,6 +313,18 @@ def test_preset_when_its_file_is_wrong_then_says_where(write_preset, text, messa
 def test_preset_when_a_stage_has_its_own_value_then_it_wins(write_preset):
     config = resolve_config(write_preset("lr = 1e-3\n[nar]\nlr = 1e-4"))
     assert (config.ar.lr, config.nar.lr) == (1e-3, 1e-4)
+
+
+def test_from_dict_when_an_older_vallex_wrote_one_value_for_both_stages_then_each_has_it():
+    tree = to_dict(resolve_config("small", ["ar.precision=bf16"]))
+    for stage in ("ar", "nar"):
+        del tree[stage]["precision"], tree[stage]["max_batch_sec"]
+    tree["ar"]["precision"] = "fp16"
+    config = from_dict(tree | {"precision": "bf16", "max_batch_sec": None})
+    assert (config.ar.precision, config.nar.precision) == ("fp16", "bf16")
+    assert (config.ar.max_batch_sec, config.nar.max_batch_sec) == (None, None)
+    with pytest.raises(ConfigError, match="'precison' is not known"):
+        from_dict(tree | {"precison": "bf16"})
 
 
 @pytest.mark.parametrize(

@@ -94,25 +94,36 @@ def check_groups(config: FinetuneConfig, stages: tuple[str, ...], model_config: 
         raise ConfigError("; ".join(dict.fromkeys(faults)))
 
 
-def set_collation(model: VALLE, config: FinetuneConfig) -> None:
-    """Gives a model the collation that the settings ask for, which its checkpoints then record.
+def taught_config(own: ModelConfig, config: FinetuneConfig) -> ModelConfig:
+    """A model's configuration with the collation that the settings ask for, which checkpoints then record.
 
     errors: ConfigError where a checkpoint that was trained with BOS or EOS would be trained without: it
         refuses another collation than its own, and only one that has none yet is taught it
     """
     faults, changes = [], {}
     for name in ("bos", "eos"):
-        asked, own = getattr(config.collation, name), getattr(model.config, f"text_{name}")
-        if asked is None or asked == own:
+        asked, has = getattr(config.collation, name), getattr(own, f"text_{name}")
+        if asked is None or asked == has:
             continue
-        if own and not config.from_scratch:
+        if has and not config.from_scratch:
             faults.append(
                 f"collation.{name} is false, but the checkpoint was trained with {name.upper()}; leave it out"
             )
         changes[f"text_{name}"] = asked
     if faults:
         raise ConfigError("; ".join(faults))
-    model.config = replace(model.config, **changes)
+    return replace(own, **changes)
+
+
+def untaught_half(model: VALLE, config: FinetuneConfig, stages: tuple[str, ...]) -> str | None:
+    """A note on the half that will read texts as only the other is taught them; None where there is none."""
+    if len(stages) > 1 or model.nar is None or taught_config(model.config, config) == model.config:
+        return None
+    trained, other = ("AR", "NAR") if stages[0] == "ar" else ("NAR", "AR")
+    return (
+        f"The {trained} alone is taught the collation that is asked for; the {other} will read it too, and "
+        f"was never taught it: train both, or the {other} next, with --init"
+    )
 
 
 def trained_tensors(model: VALLE, stage: str, groups: list[ParameterGroup]) -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from finetune.trainer import (
     save_other_checkpoints,
     save_state,
     set_batch_sec,
+    teach_collation,
 )
 from vallex.errors import ConfigError
 from vallex.model.batch import Batch
@@ -49,6 +50,7 @@ def train_stage(trainer: Trainer, data: PreparedSet, control: Control) -> TrainS
         trainer.folder.update(state)
         display.validated(stage, 0, state.base, state.base)
         speak_samples(trainer)
+        teach_collation(trainer)
 
     if state.step > trainer.total_steps:
         raise ConfigError(

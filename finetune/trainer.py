@@ -21,7 +21,13 @@ from finetune.data.dataset import BatchSettings, CodesDataset, count_batches
 from finetune.data.prepared import PreparedSet
 from finetune.display import Display
 from finetune.freezing import ParameterGroup
-from finetune.model_setup import load_trained_tensors, new_optimizer, set_up_model, trained_tensors
+from finetune.model_setup import (
+    load_trained_tensors,
+    new_optimizer,
+    set_up_model,
+    taught_config,
+    trained_tensors,
+)
 from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
@@ -162,9 +168,7 @@ def set_up_stage(
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     weights = share_weights(model, processes)
     optimizer = accelerator.prepare_optimizer(new_optimizer(stage_config, groups, weights.held))
-    collator = TextCollator(
-        bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
-    )
+    collator = _collator(model)
     batching = BatchSettings(
         max_duration_sec=stage_config.max_batch_sec or FIRST_AUTO_SEC,
         num_buckets=config.num_buckets,
@@ -215,6 +219,18 @@ def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
     trainer.total_steps = math.ceil(num_batches / accumulate)
 
 
+def teach_collation(trainer: Trainer) -> None:
+    """Texts are from now on as the settings ask; before, the untouched model is scored on what it knows."""
+    model = trainer.model
+    model.config = taught_config(model.config, trainer.config)
+    trainer.train_set.collator = trainer.valid_set.collator = _collator(model)
+
+
+def _collator(model: VALLE) -> TextCollator:
+    config = model.config
+    return TextCollator(bos=config.text_bos, eos=config.text_eos, language_codes=config.languages)
+
+
 def _new_average(
     settings: StageConfig, groups: list[ParameterGroup], weights: Replicas
 ) -> WeightAverage | None:
@@ -235,6 +251,7 @@ def _new_average(
 
 def _restore(trainer: Trainer, saved: dict) -> None:
     """Puts back what `save_state` saved, but for the weights."""
+    teach_collation(trainer)
     own_part = trainer.weights.own_part
     trainer.state = TrainState(**saved["state"])
     trainer.window = saved["window"].to(trainer.accelerator.device)

@@ -289,12 +289,36 @@ def test_collation_when_set_then_recorded_and_kept_by_what_goes_on(run):
     assert (model.config.text_bos, model.config.text_eos) == (True, False)
     second = run("second", init=first, collation=CollationConfig(eos=True))
     assert (load_model(second).config.text_bos, load_model(second).config.text_eos) == (True, True)
-    assert phase(second, "ar").base["loss"] != phase(first, "ar").best["loss"]
+    assert phase(second, "ar").base["loss"] == phase(first, "ar").best["loss"]
     with pytest.raises(
         ConfigError, match=r"collation\.bos is false, but the checkpoint was trained with BOS"
     ):
         run("third", init=first, collation=CollationConfig(bos=False))
     assert not (first.parent / "third").exists()
+
+
+def test_collation_when_set_then_the_base_is_scored_as_it_was_trained(run):
+    bos = {"collation": CollationConfig(bos=True)}
+    plain, taught = run("plain", stages=("ar", "nar")), run("taught", stages=("ar", "nar"), **bos)
+    stopped = run("stopped", stages=("ar", "nar"), display=StopAfter(3), **bos)
+    run("stopped", stages=("ar", "nar"), resume=True, **bos)
+    for stage in ("ar", "nar"):
+        assert phase(stopped, stage).best == phase(taught, stage).best != phase(plain, stage).best
+    # that of the NAR has its own half untouched, whatever the AR was taught
+    assert phase(taught, "ar").base == phase(plain, "ar").base
+    assert phase(taught, "nar").base == phase(plain, "nar").base
+    for run_dir in (taught, stopped):
+        for path in (run_dir / "checkpoints").iterdir():
+            assert load_model(path).config.text_bos, path
+
+
+@pytest.mark.parametrize(("stage", "other"), [("ar", "NAR"), ("nar", "AR")])
+def test_collation_when_one_stage_is_taught_it_then_the_other_is_named(run, notes, stage, other):
+    first = run("first", stages=(stage,), display=notes, collation=CollationConfig(eos=True))
+    assert len([line for line in notes.lines if f"the {other} will read it too" in line]) == 1
+    notes.lines.clear()
+    run("second", stages=(stage,), display=notes, init=first, collation=CollationConfig(eos=True))
+    assert not [line for line in notes.lines if "will read it too" in line]
 
 
 def test_untouched_model_whose_loss_is_not_finite_fails_at_once(run, make_model, tmp_path, read_log):

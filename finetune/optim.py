@@ -332,6 +332,11 @@ def noam_factor(step: int, warmup_steps: int, d_model: int) -> float:
     return d_model**-0.5 * min(steps_done**-0.5, warmup)
 
 
+def peak_factor(kind: str, *, warmup_steps: int, d_model: int) -> float:
+    """The largest factor of a schedule: 1, but for Noam's."""
+    return noam_factor(max(warmup_steps, 1) - 1, warmup_steps, d_model) if kind == "noam" else 1.0
+
+
 def schedule_factor(
     kind: str,
     step: int,

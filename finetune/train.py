@@ -16,6 +16,7 @@ from finetune.data.dataset import train_batches, valid_batches
 from finetune.data.prepared import PreparedSet
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
+from finetune.optim import peak_factor
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
@@ -114,9 +115,10 @@ def _fit(trainer: Trainer) -> None:
 
 def _groups(trainer: Trainer) -> str:
     """What is trained at which rate, as a table under a line that says how long."""
-    settings = trainer.stage_config
-    head = f"{trainer.stage.upper()}: {settings.optimizer} at lr {settings.lr:g}, {trainer.total_steps} steps"
-    table = describe_groups(trainer.model, trainer.stage, trainer.groups, settings.lr)
+    settings, width = trainer.stage_config, trainer.model.config.d_model
+    peak = trainer.lr * peak_factor(settings.schedule, warmup_steps=trainer.warmup_steps, d_model=width)
+    head = f"{trainer.stage.upper()}: {settings.optimizer} at lr {peak:g}, {trainer.total_steps} steps"
+    table = describe_groups(trainer.model, trainer.stage, trainer.groups, peak)
     return "\n".join([head, *table])
 
 

@@ -17,6 +17,7 @@ from finetune.optim import (
     cosine_factor,
     eden_factor,
     noam_factor,
+    peak_factor,
     schedule_factor,
 )
 from vallex.errors import ConfigError
@@ -228,6 +229,13 @@ def test_noam_factor_peaks_at_the_end_of_warmup():
     assert factors[0] == pytest.approx(64**-0.5 * 10**-1.5)
     assert factors[39] == pytest.approx(64**-0.5 * 40**-0.5)
     assert noam_factor(3, 0, 64) == pytest.approx(64**-0.5 / 2)
+
+
+def test_peak_factor_is_the_largest_of_a_schedule():
+    for warmup in (0, 1, 7):
+        factors = [noam_factor(step, warmup, 64) for step in range(20)]
+        assert peak_factor("noam", warmup_steps=warmup, d_model=64) == max(factors)
+    assert peak_factor("eden", warmup_steps=7, d_model=64) == 1.0
 
 
 def test_schedule_factor_passes_each_setting_to_its_schedule():

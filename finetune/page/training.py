@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from finetune.config import FinetuneConfig, changed_config, from_dict, preset_stages, resolve_config
+from finetune.config import STAGES, FinetuneConfig, changed_config, from_dict, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, plan_epoch
 from finetune.data.prepared import load_prepared, read_info
 from finetune.log.curves import read_lines
@@ -255,14 +255,16 @@ class TrainingDesk:
     def _check_branch(self, form: TrainForm) -> None:
         _check_name(form.name)
         source = self._folder(form.resume_from)
-        changed_config(from_dict(read_config(source)["settings"]), form.overrides)
+        saved = read_config(source)
+        changed_config(from_dict(saved["settings"]), form.overrides, saved["stages"])
 
     def _checked(self, form: TrainForm) -> tuple[FinetuneConfig, tuple[str, ...], Path | None]:
         _check_name(form.name)
         if form.stage not in STAGE_CHOICES:
             raise ConfigError(f"stage {form.stage!r} is not one of {', '.join(STAGE_CHOICES)}")
-        config = resolve_config(form.preset, form.overrides)
-        stages = {"preset": preset_stages(form.preset), "both": ("ar", "nar")}.get(form.stage, (form.stage,))
+        stages = {"preset": None, "both": STAGES}.get(form.stage, (form.stage,))
+        config = resolve_config(form.preset, form.overrides, stages)
+        stages = stages or preset_stages(form.preset)
         choice = find_choice(form.init, self._settings)
         return config, stages, None if choice.name == TOY else choice.path
 

@@ -240,6 +240,32 @@ def test_head_that_a_step_does_not_draw_when_alone_then_trains_all_the_same(
     ]
 
 
+def test_lr_factors_when_an_adapter_is_trained_then_are_of_its_tensors(run):
+    display = Notes()
+    factors = LORA | {"lr": 1e-3, "lr_factors": "*.lora_B.*=16"}
+    one = run("one", ar=factors, display=display)
+    assert {line.split()[-1] for line in display.lines[0].splitlines() if "lora" in line} == {
+        "0.001",
+        "0.016",
+    }
+    assert phase(one, "ar").best["loss"] != phase(run("plain", ar=LORA | {"lr": 1e-3}), "ar").best["loss"]
+    with pytest.raises(ConfigError, match=r"ar\.lr_factors has '\*norm\*', which matches no name of what is"):
+        run("wrong", ar=LORA | {"lr_factors": "*norm*=0.5"})
+
+
+def test_schedule_when_noam_then_the_table_has_its_true_peak(run, read_log):
+    display = Notes()
+    noam = {"schedule": "noam", "lr": 0.01, "warmup_steps": 2, "lr_factors": "*embedding*=0.5"}
+    log = read_log(run(ar=noam, display=display))
+    peak = max(line["lr"] for line in log if line["kind"] == "train")
+    assert peak == pytest.approx(0.01 * (32 * 2) ** -0.5)
+    assert f"adamw at lr {peak:g}," in display.lines[0]
+    assert {line.split()[-1] for line in display.lines[0].splitlines()[2:-1]} == {
+        f"{peak:g}",
+        f"{peak / 2:g}",
+    }
+
+
 def test_lr_factors_when_given_then_move_less(run, read_weights, tiny_checkpoint):
     before = read_weights(tiny_checkpoint)
     name = "ar.text_embedding.weight"

@@ -72,6 +72,11 @@ def _stage_faults(config: FinetuneConfig, stage: str) -> list[str]:
                 f"{stage}.lora_targets has {', '.join(map(repr, unknown))}; there are "
                 f"{', '.join(ADAPTER_TARGETS)}"
             )
+        if settings.optimizer == "scaled-adam":
+            faults.append(
+                f"{stage}.optimizer is scaled-adam and {stage}.lora_rank {settings.lora_rank}: it moves a "
+                "tensor by a share of its size, and half of an adapter begins at zero; take adamw"
+            )
         if not settings.lora_alpha:
             faults.append(f"{stage}.lora_alpha is 0: the adapter would count nothing; try 16")
     if config.from_scratch and settings.train != "all":

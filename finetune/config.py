@@ -16,6 +16,8 @@ from vallex.errors import ConfigError
 STAGES = ("ar", "nar")
 SCHEDULES = ("constant", "cosine", "noam", "eden")
 AVERAGES = ("none", "running", "ema")
+AVERAGE_OF = {"average_period": "running", "ema_decay": "ema"}
+"""The kind of average that a setting is of."""
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 
 OPTIMIZER_DEFAULTS = {
@@ -30,8 +32,10 @@ OPTIMIZERS = tuple(OPTIMIZER_DEFAULTS)
 ANY_TORCH_OPTIMIZER = "torch."
 """Before the name of any other optimizer of torch.optim, as torch.SGD."""
 
-PROPOSED_LR = {"scaled-adam": "1e-4", "torch.SGD": "1e-3"}
-"""Where to begin with an optimizer, 1e-5 with any other: rates of one mean nothing to another."""
+PROPOSED_LR = {"scaled-adam": (1e-4, 0.05), "torch.SGD": (1e-3, 1e-3)}
+OTHERWISE_PROPOSED_LR = (1e-5, 5e-4)
+"""Where to begin with an optimizer, on a trained model and from scratch: no rate means much to another."""
+RELEASED_WIDTH = 1024
 
 OTHER_NAMES = {"learning_rate": "lr", "batch_size": "max_batch_sec", "grad_clip": "clip_norm"}
 """What others call some settings, too unlike ours to be taken for a slip."""
@@ -42,7 +46,9 @@ class StageConfig:
     """How one stage, AR or NAR, is trained."""
 
     optimizer: str = setting("adamw", "the optimizer", choices=OPTIMIZERS, open_prefix=ANY_TORCH_OPTIMIZER)
-    lr: float = setting(1e-5, "peak learning rate; it belongs to the optimizer", low=0.0)
+    lr: float = setting(
+        1e-5, "peak learning rate (noam has another); it belongs to optimizer and schedule", low=0.0
+    )
     lr_factors: str = setting(
         "", "`pattern=factor, …`: other rates for the parameters whose names match, as `*embedding*=0.1`"
     )
@@ -60,7 +66,11 @@ class StageConfig:
         low=0.0,
         high=0.9999,
     )
-    schedule: str = setting("cosine", "how the learning rate falls", choices=SCHEDULES)
+    schedule: str = setting(
+        "cosine",
+        "how the learning rate falls; noam's peak is lr / √(width × warmup steps), 1024 wide as released",
+        choices=SCHEDULES,
+    )
     warmup_steps: int = setting(20, "steps of linear warmup", low=0)
     warmup_share: float = setting(
         0.0,
@@ -73,6 +83,13 @@ class StageConfig:
     patience: int = setting(
         0, "validations without a new best after which the stage ends; 0 for never", low=0
     )
+    max_batch_sec: float | None = setting(
+        20.0,
+        "seconds of speech in a batch, padding included; auto for what memory allows, at most 80",
+        low=1.0,
+        none_word="auto",
+    )
+    precision: str = setting("fp32", "of the forward and backward passes", choices=("fp32", "bf16", "fp16"))
     accumulate: int = setting(1, "batches an optimizer step", low=1)
     clip_norm: float = setting(1.0, "largest norm of the gradient; 0 for no clipping", low=0.0)
     dropout: float = setting(0.1, "dropout in the decoders", low=0.0, high=0.9)
@@ -119,13 +136,6 @@ class FinetuneConfig:
     """How a run is trained."""
 
     seed: int = setting(0, "of the order of batches, of prefixes and of dropout", low=0)
-    precision: str = setting("fp32", "of the forward and backward passes", choices=("fp32", "bf16", "fp16"))
-    max_batch_sec: float | None = setting(
-        20.0,
-        "seconds of speech in a batch, padding included; auto for what memory allows, at most 80",
-        low=1.0,
-        none_word="auto",
-    )
     num_buckets: int = setting(10, "groups of like duration that batches come from", low=1)
     log_every: int = setting(10, "optimizer steps between two lines of the log", low=1)
     keep: int = setting(
@@ -167,23 +177,35 @@ GROUPS = {"collation": CollationConfig, "ar": StageConfig, "nar": StageConfig}
 """The fields of FinetuneConfig that hold settings of their own."""
 
 
-def resolve_config(preset: str, overrides: Sequence[str] = ()) -> FinetuneConfig:
+def resolve_config(
+    preset: str, overrides: Sequence[str] = (), stages: Sequence[str] | None = None
+) -> FinetuneConfig:
     """The settings of a preset with `key=value` overrides.
 
-    Errors: ConfigError that names every unknown setting (with the nearest known) and every bad value.
+    stages: what is trained; None for what the preset is for
+    errors: ConfigError that names every unknown setting (with the nearest known) and every bad value; else
+        what does not go together in a trained stage; and a stage that the preset is not for
     """
-    return _overridden(read_preset(preset), overrides)
+    values, own = read_preset(preset), preset_stages(preset)
+    if foreign := sorted(set(stages or own) - set(own)):
+        raise ConfigError(
+            f"preset {preset} is for the {' and '.join(own).upper()} and says nothing of the "
+            f"{' and '.join(foreign).upper()}; leave out --stage, or take another preset, such as small"
+        )
+    return _overridden(values, overrides, stages or own)
 
 
-def changed_config(config: FinetuneConfig, overrides: Sequence[str]) -> FinetuneConfig:
-    """Settings with `key=value` overrides; errors as in `resolve_config`."""
-    return _overridden(_flat_values(to_dict(config)), overrides)
+def changed_config(
+    config: FinetuneConfig, overrides: Sequence[str], stages: Sequence[str] = STAGES
+) -> FinetuneConfig:
+    """Settings with `key=value` overrides; stages and errors as in `resolve_config`."""
+    return _overridden(_flat_values(to_dict(config)), overrides, stages)
 
 
-def _overridden(values: dict[str, object], overrides: Sequence[str]) -> FinetuneConfig:
-    planned = _optimizers(values)
+def _overridden(values: dict[str, object], overrides: Sequence[str], stages: Sequence[str]) -> FinetuneConfig:
+    before = _build(values, [])
     faults: list[str] = []
-    touched: set[str] = set()
+    given: dict[str, list[str]] = {}
     for override in overrides:
         key, separator, text = override.partition("=")
         names = _matching(key.strip()) if separator else []
@@ -191,14 +213,63 @@ def _overridden(values: dict[str, object], overrides: Sequence[str]) -> Finetune
             faults.append(_unknown_setting(override, key, separator))
         for name in names:
             values[name] = text.strip()
-            touched.add(name)
+        given[key.strip()] = names
+    config = _build(values, faults)
+    touched = {name for names in given.values() for name in names}
+    for stage in stages:
+        if f"{stage}.lr" not in touched:
+            faults += _rate_faults(stage, before, config)
     faults += [
-        f"{stage}.optimizer is {optimizer} and {stage}.lr is not given: the preset's rate is that of "
-        f"{planned[stage]}. Begin with {stage}.lr={PROPOSED_LR.get(optimizer, '1e-5')}"
-        for stage, optimizer in _optimizers(values).items()
-        if optimizer != planned[stage] and f"{stage}.lr" not in touched and _is_optimizer(optimizer)
+        f"{key} is read by nothing: {why[0]}, or leave it out"
+        for key, names in given.items()
+        if (why := _why_unread(config, [name for name in names if name.partition(".")[0] in stages]))
     ]
-    return _build(values, faults)
+    if faults:
+        raise ConfigError("; ".join(faults))
+    return config
+
+
+def _rate_faults(stage: str, before: FinetuneConfig, config: FinetuneConfig) -> list[str]:
+    """Why a stage needs a rate that nobody gave: that of before belongs to what is no more."""
+    then, now = getattr(before, stage), getattr(config, stage)
+    changed = [
+        f"{stage}.{name} is {getattr(now, name)}"
+        for name, has_changed in (
+            ("optimizer", then.optimizer != now.optimizer),
+            ("schedule", (then.schedule == "noam") != (now.schedule == "noam")),
+        )
+        if has_changed
+    ]
+    if not changed:
+        return []
+    peak = then.lr / _noam_scale(then)
+    if then.optimizer != now.optimizer:
+        peak = PROPOSED_LR.get(now.optimizer, OTHERWISE_PROPOSED_LR)[config.from_scratch]
+    mantissa, exponent = f"{peak * _noam_scale(now):.1e}".split("e")
+    return [
+        f"{' and '.join([*changed, f'{stage}.lr'])} is not given: the rate of before is that of "
+        f"{then.optimizer} with {then.schedule}. Begin with {stage}.lr={float(mantissa):g}e{int(exponent)}"
+    ]
+
+
+def _noam_scale(settings: StageConfig) -> float:
+    """What a peak rate is multiplied by to give `lr`."""
+    return (RELEASED_WIDTH * max(settings.warmup_steps, 1)) ** 0.5 if settings.schedule == "noam" else 1.0
+
+
+def _why_unread(config: FinetuneConfig, names: Sequence[str]) -> list[str]:
+    """Why settings of stages that are trained count nothing, a line each; none where one of them counts."""
+    why = []
+    for name in names:
+        stage, _, own = name.partition(".")
+        settings = getattr(config, stage)
+        if own in AVERAGE_OF and settings.average != AVERAGE_OF[own]:
+            why.append(f"{stage}.average is {settings.average}; set average={AVERAGE_OF[own]} too")
+        elif own == "warmup_steps" and settings.warmup_share:
+            why.append(f"{stage}.warmup_share is {settings.warmup_share:g}; set warmup_share=0 too")
+        else:
+            return []
+    return why
 
 
 def read_preset(name: str) -> dict[str, object]:
@@ -255,7 +326,17 @@ def to_dict(config: FinetuneConfig) -> dict:
 
 def from_dict(tree: dict) -> FinetuneConfig:
     """The settings that `to_dict` wrote; ConfigError where one is unknown or out of its range."""
-    return _build(_flat_values(tree), [])
+    return _build(_flat_values(by_stage(tree)), [])
+
+
+def by_stage(tree: dict) -> dict:
+    """Nested settings in which what an older vallex recorded once for both stages is in each."""
+    shared = {key: value for key, value in tree.items() if len(_matching(key)) > 1}
+    rest = {key: value for key, value in tree.items() if key not in shared}
+    stages = {stage: rest.get(stage, {}) for stage in STAGES}
+    if not shared or not all(isinstance(own, dict) for own in stages.values()):
+        return tree
+    return rest | {stage: shared | own for stage, own in stages.items()}
 
 
 def _flat_values(tree: dict) -> dict[str, object]:
@@ -272,15 +353,6 @@ def _preset_tree(name: str) -> dict:
         )
     with (PRESETS_FOLDER / f"{name}.toml").open("rb") as file:
         return tomllib.load(file)
-
-
-def _optimizers(values: dict[str, object]) -> dict[str, object]:
-    """Each stage's optimizer, its default where none is given."""
-    return {stage: values.get(f"{stage}.optimizer", StageConfig.optimizer) for stage in STAGES}
-
-
-def _is_optimizer(name: object) -> bool:
-    return name in OPTIMIZERS or str(name).startswith(ANY_TORCH_OPTIMIZER)
 
 
 def _matching(key: str) -> list[str]:

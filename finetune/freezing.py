@@ -16,7 +16,7 @@ from vallex.errors import ConfigError
 from vallex.model.network import VALLE
 
 LAST_LAYERS = 4
-EMBEDDINGS = ("*_embedding.weight", "*_embeddings.*.weight")
+EMBEDDINGS = "*_embedding*.weight"  # the AR has no lists of them: text_embedding, audio_embeddings.0
 UNTIED = "heads-untied"
 DECAY_EXEMPT_NDIM = 1
 """Biases, norms and alphas are not decayed: pulling them to zero is no prior that anybody holds."""
@@ -65,7 +65,7 @@ def named_sets(stage: str, num_layers: int) -> dict[str, list[str]]:
         UNTIED: heads,
         f"last-{LAST_LAYERS}": [f"{stage}.decoder.layers.{n}.*" for n in layers]
         + [f"{stage}.decoder.norm.*"],
-        "all-but-embeddings": ["*", *(f"!{pattern}" for pattern in EMBEDDINGS)],
+        "all-but-embeddings": ["*", f"!{EMBEDDINGS}"],
     }
 
 
@@ -106,22 +106,26 @@ def freeze_all_but(model: VALLE, groups: Iterable[ParameterGroup]) -> None:
             parameter.requires_grad_(True)
 
 
-def optimizer_groups(groups: Iterable[ParameterGroup], lr: float, weight_decay: float | None) -> list[dict]:
-    """Groups for an optimizer: what decays and what does not apart, with `lr` and `lr_factor`.
+def optimizer_groups(
+    groups: Sequence[ParameterGroup], lr: float, weight_decay: float | None, *, exempts_vectors: bool = True
+) -> list[dict]:
+    """Groups for an optimizer, with `lr` and `lr_factor`: one for each rate, because some clip by group.
 
     weight_decay: None is the optimizer's own
+    exempts_vectors: what does not decay is in a group of its own
     """
     result = []
-    for group in groups:
-        for is_decayed in (True, False):
-            own = [p for p in group.parameters if (p.ndim > DECAY_EXEMPT_NDIM) == is_decayed]
+    for factor in dict.fromkeys(group.lr_factor for group in groups):
+        of_factor = [p for group in groups if group.lr_factor == factor for p in group.parameters]
+        for is_exempt in (False, True):
+            own = [p for p in of_factor if (exempts_vectors and p.ndim <= DECAY_EXEMPT_NDIM) == is_exempt]
             if own:
                 result.append(
                     {
                         "params": own,
-                        "lr": lr * group.lr_factor,
-                        "lr_factor": group.lr_factor,
-                        "weight_decay": weight_decay if is_decayed else 0.0,
+                        "lr": lr * factor,
+                        "lr_factor": factor,
+                        "weight_decay": 0.0 if is_exempt else weight_decay,
                     }
                 )
     return result

@@ -1,11 +1,20 @@
 """What a stage makes of a model before it trains: heads untied, an adapter added, the rest frozen."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import nn
 
-from finetune.config import FinetuneConfig
-from finetune.freezing import ParameterGroup, choose_parameters, freeze_all_but, needs_untied_heads
+from finetune.config import FinetuneConfig, StageConfig
+from finetune.freezing import (
+    ParameterGroup,
+    choose_parameters,
+    freeze_all_but,
+    needs_untied_heads,
+    optimizer_groups,
+)
+from finetune.optim import NO_EXEMPTIONS, build_optimizer
 from vallex.errors import CheckpointError, ConfigError
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
@@ -46,6 +55,31 @@ def set_up_model(stage: str, config: FinetuneConfig, model: VALLE) -> list[Param
     return groups
 
 
+def new_optimizer(
+    settings: StageConfig,
+    groups: list[ParameterGroup],
+    held: Callable[[nn.Parameter], nn.Parameter] = lambda parameter: parameter,
+) -> torch.optim.Optimizer:
+    """The optimizer of a stage.
+
+    held: what this process has of a parameter
+    errors: ConfigError where it does not take these parameters or settings
+    """
+    parts = optimizer_groups(
+        groups,
+        settings.lr,
+        settings.weight_decay,
+        exempts_vectors=settings.optimizer not in NO_EXEMPTIONS,
+    )
+    return build_optimizer(
+        settings.optimizer,
+        [part | {"params": [held(p) for p in part["params"]]} for part in parts],
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        weight_decay=settings.weight_decay,
+    )
+
+
 def check_groups(config: FinetuneConfig, stages: tuple[str, ...], model_config: ModelConfig) -> None:
     """ConfigError where a stage could not be set up on a model of these sizes; takes no memory."""
     faults = []
@@ -53,32 +87,43 @@ def check_groups(config: FinetuneConfig, stages: tuple[str, ...], model_config: 
         with torch.device("meta"):
             model = VALLE(model_config)
             try:
-                set_up_model(stage, config, model)
+                new_optimizer(getattr(config, stage), set_up_model(stage, config, model))
             except (ConfigError, CheckpointError) as error:
                 faults.append(str(error))
     if faults:
-        raise ConfigError("; ".join(faults))
+        raise ConfigError("; ".join(dict.fromkeys(faults)))
 
 
-def set_collation(model: VALLE, config: FinetuneConfig) -> None:
-    """Gives a model the collation that the settings ask for, which its checkpoints then record.
+def taught_config(own: ModelConfig, config: FinetuneConfig) -> ModelConfig:
+    """A model's configuration with the collation that the settings ask for, which checkpoints then record.
 
     errors: ConfigError where a checkpoint that was trained with BOS or EOS would be trained without: it
         refuses another collation than its own, and only one that has none yet is taught it
     """
     faults, changes = [], {}
     for name in ("bos", "eos"):
-        asked, own = getattr(config.collation, name), getattr(model.config, f"text_{name}")
-        if asked is None or asked == own:
+        asked, has = getattr(config.collation, name), getattr(own, f"text_{name}")
+        if asked is None or asked == has:
             continue
-        if own and not config.from_scratch:
+        if has and not config.from_scratch:
             faults.append(
                 f"collation.{name} is false, but the checkpoint was trained with {name.upper()}; leave it out"
             )
         changes[f"text_{name}"] = asked
     if faults:
         raise ConfigError("; ".join(faults))
-    model.config = replace(model.config, **changes)
+    return replace(own, **changes)
+
+
+def untaught_half(model: VALLE, config: FinetuneConfig, stages: tuple[str, ...]) -> str | None:
+    """A note on the half that will read texts as only the other is taught them; None where there is none."""
+    if len(stages) > 1 or model.nar is None or taught_config(model.config, config) == model.config:
+        return None
+    trained, other = ("AR", "NAR") if stages[0] == "ar" else ("NAR", "AR")
+    return (
+        f"The {trained} alone is taught the collation that is asked for; the {other} will read it too, and "
+        f"was never taught it: train both, or the {other} next, with --init"
+    )
 
 
 def trained_tensors(model: VALLE, stage: str, groups: list[ParameterGroup]) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from finetune.config import by_stage
 from finetune.heartbeat import process_lives
 from finetune.scoring.scores import Evaluation, evaluation_faults
 from vallex.errors import RunError
@@ -226,7 +227,10 @@ def checkpoint_names(run_dir: Path) -> list[str]:
 
 def read_config(run_dir: Path | str) -> dict:
     """The resolved settings of a run folder, nested; RunError where they cannot be read."""
-    return _read_json(Path(run_dir) / CONFIG_FILE)
+    config = _read_json(Path(run_dir) / CONFIG_FILE)
+    if isinstance(settings := config.get("settings"), dict):
+        config["settings"] = by_stage(settings)
+    return config
 
 
 def all_settings(run_dir: Path | str, result: RunResult) -> dict[str, object]:

@@ -19,7 +19,7 @@ from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
 from finetune.heartbeat import beat
-from finetune.model_setup import check_groups, set_collation
+from finetune.model_setup import check_groups, taught_config, untaught_half
 from finetune.optim import check_optimizer
 from finetune.origins import check_unchanged, moved, record_places
 from finetune.probe import Estimate
@@ -65,7 +65,8 @@ def finetune(
             if resume_from is not None:
                 check_branch(resume_from, spec)
         model, data = _load_and_check(spec, processes)
-        make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
+        for stage in spec.stages:
+            make_accelerator(stage, spec.config)  # refuses a precision or a tracker that the machine lacks
     with processes.watched():
         begun_in = path if resume else resume_from
         folder = _open_folder(path, spec, model, data, begun_in, processes)
@@ -128,7 +129,7 @@ def _load_and_check(spec: RunSpec, processes: Processes) -> tuple[VALLE, Prepare
     data = load_prepared(spec.prepared, tokenizer_fingerprint=tokenizer.fingerprint)
     model = starting_model(spec)
     check_fit(spec, model, data)
-    set_collation(model, spec.config)
+    taught_config(model.config, spec.config)  # refuses what the checkpoint refuses
     check_groups(spec.config, spec.stages, model.config)
     model.provenance = _provenance(spec, model, data)
     return model, data
@@ -328,7 +329,9 @@ def _train_stages(
     done = {phase.phase for phase in folder.result.phases if phase.status == "done"}
     if done.issuperset(spec.stages):
         display.note(f"It was done already. To train it on: {command_to_train_on(spec)}")
-    provenance = model.provenance
+    if note := untaught_half(model, spec.config, spec.stages):
+        display.note(note)
+    provenance, untaught = model.provenance, model.config
     for stage in spec.stages:
         if stage in done:
             folder.remove_state(stage)  # a kill may have come before it
@@ -336,6 +339,8 @@ def _train_stages(
         if stage == "nar" and "ar" in spec.stages:
             model = load_model(folder.checkpoint("ar", "best"))
             model.provenance = provenance
+            # its NAR is as at the start: its base is scored on texts as it knows them
+            model.config = replace(model.config, text_bos=untaught.text_bos, text_eos=untaught.text_eos)
         if stage in folder.adapter_stages:
             folder.adapter_origin = _adapter_origin(spec, model, folder, stage)
         try:

@@ -66,9 +66,10 @@ def _resumed_spec(asked: RunOptions) -> RunSpec:
     name = asked.name or new_run_name(source.name, asked.runs, datetime.now())
     spec = resumed_spec(name, asked.runs, source)
     _check_there(asked, spec)
-    config = changed_config(spec.config, asked.overrides) if asked.overrides else None
+    trained = stages or spec.stages
+    config = changed_config(spec.config, asked.overrides, trained) if asked.overrides else None
     if asked.preset:
-        config = resolve_config(asked.preset, asked.overrides)
+        config = resolve_config(asked.preset, asked.overrides, trained)
     given = {
         "prepared": asked.prepared,
         "init": asked.init_path,
@@ -103,7 +104,7 @@ def _new_spec(asked: RunOptions) -> RunSpec:
     if asked.prepared is None or asked.preset is None:
         missing = "PREPARED, a prepared set" if asked.prepared is None else "--preset, such as --preset small"
         raise ConfigError(f"missing: {missing}. See vallex finetune --help")
-    config = resolve_config(asked.preset, asked.overrides)
+    config = resolve_config(asked.preset, asked.overrides, stages)
     read_info(asked.prepared)  # a wrong folder is told before weights are asked for
     if asked.init is None and not asked.offline_toy and not config.from_scratch:
         asked = replace(asked, init=str(released_checkpoint()))

@@ -44,11 +44,12 @@ def check_sharing(config: FinetuneConfig, stages: Sequence[str], processes: Proc
     ]
     if config.compile:
         faults.append("compile is true, which was never tried with FSDP; leave it out, or take MULTI_GPU")
-    if config.precision == "fp16":
-        faults.append(
-            "precision is fp16, and under FSDP each process would find a scale of its own; set "
-            "precision=bf16, or take MULTI_GPU"
-        )
+    faults += [
+        f"{stage}.precision is fp16, and under FSDP each process would find a scale of its own; set "
+        "precision=bf16, or take MULTI_GPU"
+        for stage in stages
+        if getattr(config, stage).precision == "fp16"
+    ]
     if faults:
         raise ConfigError("; ".join(faults))
 

@@ -16,6 +16,7 @@ from finetune.data.dataset import train_batches, valid_batches
 from finetune.data.prepared import PreparedSet
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
+from finetune.optim import peak_factor
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
@@ -26,6 +27,7 @@ from finetune.trainer import (
     save_other_checkpoints,
     save_state,
     set_batch_sec,
+    teach_collation,
 )
 from vallex.errors import ConfigError
 from vallex.model.batch import Batch
@@ -49,6 +51,7 @@ def train_stage(trainer: Trainer, data: PreparedSet, control: Control) -> TrainS
         trainer.folder.update(state)
         display.validated(stage, 0, state.base, state.base)
         speak_samples(trainer)
+        teach_collation(trainer)
 
     if state.step > trainer.total_steps:
         raise ConfigError(
@@ -106,15 +109,16 @@ def plan_stage(trainer: Trainer) -> Estimate:
 
 def _fit(trainer: Trainer) -> None:
     """Finds how much goes into a batch, where the settings leave that to the machine."""
-    if trainer.config.max_batch_sec is None and trainer.state.base is None:
+    if trainer.stage_config.max_batch_sec is None and trainer.state.base is None:
         set_batch_sec(trainer, fit_to_memory(trainer))
 
 
 def _groups(trainer: Trainer) -> str:
     """What is trained at which rate, as a table under a line that says how long."""
-    settings = trainer.stage_config
-    head = f"{trainer.stage.upper()}: {settings.optimizer} at lr {settings.lr:g}, {trainer.total_steps} steps"
-    table = describe_groups(trainer.model, trainer.stage, trainer.groups, settings.lr)
+    settings, width = trainer.stage_config, trainer.model.config.d_model
+    peak = trainer.lr * peak_factor(settings.schedule, warmup_steps=trainer.warmup_steps, d_model=width)
+    head = f"{trainer.stage.upper()}: {settings.optimizer} at lr {peak:g}, {trainer.total_steps} steps"
+    table = describe_groups(trainer.model, trainer.stage, trainer.groups, peak)
     return "\n".join([head, *table])
 
 

@@ -20,9 +20,14 @@ from finetune.config import FinetuneConfig, StageConfig
 from finetune.data.dataset import BatchSettings, CodesDataset, count_batches
 from finetune.data.prepared import PreparedSet
 from finetune.display import Display
-from finetune.freezing import ParameterGroup, optimizer_groups
-from finetune.model_setup import load_trained_tensors, set_up_model, trained_tensors
-from finetune.optim import build_optimizer
+from finetune.freezing import ParameterGroup
+from finetune.model_setup import (
+    load_trained_tensors,
+    new_optimizer,
+    set_up_model,
+    taught_config,
+    trained_tensors,
+)
 from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
@@ -72,7 +77,7 @@ class Trainer:
     accelerator: Accelerator
     model: VALLE
     wrapped: nn.Module
-    """The model in the run's precision."""
+    """The model in the stage's precision."""
     weights: Replicas
     groups: list[ParameterGroup]
     optimizer: torch.optim.Optimizer
@@ -109,13 +114,13 @@ class Trainer:
         return getattr(self.model, self.stage)
 
 
-def make_accelerator(config: FinetuneConfig, *, logs: Path | None = None) -> Accelerator:
+def make_accelerator(stage: str, config: FinetuneConfig, *, logs: Path | None = None) -> Accelerator:
     """What runs a stage on the devices that there are.
 
     logs: a folder for trackers
     errors: ConfigError where the device lacks the precision, or a tracker is not installed
     """
-    precision, trackers = config.precision, tracker_names(config.trackers)
+    precision, trackers = getattr(config, stage).precision, tracker_names(config.trackers)
     # accelerate remembers the precision of a process's first Accelerator, and takes no other
     AcceleratorState._reset_state()
     mixed_precision = {"fp32": "no"}.get(precision, precision)
@@ -128,11 +133,11 @@ def make_accelerator(config: FinetuneConfig, *, logs: Path | None = None) -> Acc
                 project_dir=logs,
             )
     except ValueError as error:
-        raise ConfigError(f"precision is {precision}: {error} Set precision=fp32") from error
+        raise ConfigError(f"{stage}.precision is {precision}: {error} Set precision=fp32") from error
     if precision == "fp16" and accelerator.scaler is None:
         # accelerate would compute in fp32 without a word
         raise ConfigError(
-            f"precision is fp16, which a {accelerator.device.type} does not train in. "
+            f"{stage}.precision is fp16, which a {accelerator.device.type} does not train in. "
             "Set precision=bf16 or precision=fp32"
         )
     return accelerator
@@ -149,7 +154,7 @@ def set_up_stage(
 ) -> Trainer:
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
-    accelerator = make_accelerator(config, logs=folder.path / LOGS_FOLDER / stage)
+    accelerator = make_accelerator(stage, config, logs=folder.path / LOGS_FOLDER / stage)
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     groups = set_up_model(stage, config, model)
@@ -162,12 +167,10 @@ def set_up_stage(
     # not to be trained by DDP: the gradients of several processes are summed by `weights`
     wrapped = accelerator.prepare_model(model, evaluation_mode=True)
     weights = share_weights(model, processes)
-    optimizer = accelerator.prepare_optimizer(_new_optimizer(stage_config, groups, weights))
-    collator = TextCollator(
-        bos=model.config.text_bos, eos=model.config.text_eos, language_codes=model.config.languages
-    )
+    optimizer = accelerator.prepare_optimizer(new_optimizer(stage_config, groups, weights.held))
+    collator = _collator(model)
     batching = BatchSettings(
-        max_duration_sec=config.max_batch_sec or FIRST_AUTO_SEC,
+        max_duration_sec=stage_config.max_batch_sec or FIRST_AUTO_SEC,
         num_buckets=config.num_buckets,
         seed=config.seed,
         rank=processes.index,
@@ -216,17 +219,16 @@ def set_batch_sec(trainer: Trainer, batch_sec: float) -> None:
     trainer.total_steps = math.ceil(num_batches / accumulate)
 
 
-def _new_optimizer(
-    settings: StageConfig, groups: list[ParameterGroup], weights: Replicas
-) -> torch.optim.Optimizer:
-    parts = optimizer_groups(groups, settings.lr, settings.weight_decay)
-    return build_optimizer(
-        settings.optimizer,
-        [part | {"params": [weights.held(p) for p in part["params"]]} for part in parts],
-        lr=settings.lr,
-        betas=(settings.beta1, settings.beta2),
-        weight_decay=settings.weight_decay,
-    )
+def teach_collation(trainer: Trainer) -> None:
+    """Texts are from now on as the settings ask; before, the untouched model is scored on what it knows."""
+    model = trainer.model
+    model.config = taught_config(model.config, trainer.config)
+    trainer.train_set.collator = trainer.valid_set.collator = _collator(model)
+
+
+def _collator(model: VALLE) -> TextCollator:
+    config = model.config
+    return TextCollator(bos=config.text_bos, eos=config.text_eos, language_codes=config.languages)
 
 
 def _new_average(
@@ -249,6 +251,7 @@ def _new_average(
 
 def _restore(trainer: Trainer, saved: dict) -> None:
     """Puts back what `save_state` saved, but for the weights."""
+    teach_collation(trainer)
     own_part = trainer.weights.own_part
     trainer.state = TrainState(**saved["state"])
     trainer.window = saved["window"].to(trainer.accelerator.device)

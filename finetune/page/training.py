@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from finetune.config import FinetuneConfig, changed_config, from_dict, preset_stages, resolve_config
+from finetune.config import STAGES, FinetuneConfig, changed_config, from_dict, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, plan_epoch
 from finetune.data.prepared import load_prepared, read_info
 from finetune.log.curves import read_lines
@@ -255,14 +255,16 @@ class TrainingDesk:
     def _check_branch(self, form: TrainForm) -> None:
         _check_name(form.name)
         source = self._folder(form.resume_from)
-        changed_config(from_dict(read_config(source)["settings"]), form.overrides)
+        saved = read_config(source)
+        changed_config(from_dict(saved["settings"]), form.overrides, saved["stages"])
 
     def _checked(self, form: TrainForm) -> tuple[FinetuneConfig, tuple[str, ...], Path | None]:
         _check_name(form.name)
         if form.stage not in STAGE_CHOICES:
             raise ConfigError(f"stage {form.stage!r} is not one of {', '.join(STAGE_CHOICES)}")
-        config = resolve_config(form.preset, form.overrides)
-        stages = {"preset": preset_stages(form.preset), "both": ("ar", "nar")}.get(form.stage, (form.stage,))
+        stages = {"preset": None, "both": STAGES}.get(form.stage, (form.stage,))
+        config = resolve_config(form.preset, form.overrides, stages)
+        stages = stages or preset_stages(form.preset)
         choice = find_choice(form.init, self._settings)
         return config, stages, None if choice.name == TOY else choice.path
 
@@ -293,15 +295,16 @@ class TrainingDesk:
         return self._planned[key]
 
     def _steps(self, prepared: Path, config: FinetuneConfig, stages: tuple[str, ...]) -> dict[str, int]:
-        if config.max_batch_sec is None:
+        batch_secs = {stage: getattr(config, stage).max_batch_sec for stage in stages}
+        if None in batch_secs.values():
             return {}  # known when memory was measured
-        batching = BatchSettings(
-            max_duration_sec=config.max_batch_sec, num_buckets=config.num_buckets, seed=config.seed
-        )
-        num_batches = len(plan_epoch(load_prepared(prepared).train, batching, 0))
-        steps = {}
+        cuts, steps = load_prepared(prepared).train, {}
         for stage in stages:
             own = getattr(config, stage)
+            batching = BatchSettings(
+                max_duration_sec=batch_secs[stage], num_buckets=config.num_buckets, seed=config.seed
+            )
+            num_batches = len(plan_epoch(cuts, batching, 0))
             all_epochs = math.ceil(own.max_epochs * num_batches / own.accumulate)
             steps[stage] = int(min(all_epochs, own.max_steps or math.inf))
         return steps

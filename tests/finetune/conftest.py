@@ -159,7 +159,10 @@ def tiny_checkpoint(tmp_path_factory, make_model) -> Path:
 
 
 def small_config(*, ar: dict | None = None, nar: dict | None = None, **settings) -> FinetuneConfig:
-    """Six steps a stage in batches of a second, with all that is random; a validation every two steps."""
+    """Six steps a stage in batches of a second, with all that is random; a validation every two steps.
+
+    settings: those of a run, and of stages where both have one
+    """
     stage = {
         "lr": 1e-3,
         "max_epochs": 1000,
@@ -168,8 +171,10 @@ def small_config(*, ar: dict | None = None, nar: dict | None = None, **settings)
         "dropout": 0.2,
         "warmup_steps": 2,
         "validate_every": 2,
+        "max_batch_sec": 1.0,
     }
-    common = {"max_batch_sec": 1.0, "num_buckets": 2, "log_every": 1}
+    stage |= {name: settings.pop(name) for name in [*settings] if name in StageConfig.__dataclass_fields__}
+    common = {"num_buckets": 2, "log_every": 1}
     common |= {"evaluation": "none", "samples": 0, "trackers": "none"}
     return FinetuneConfig(
         ar=StageConfig(**stage | (ar or {})), nar=StageConfig(**stage | (nar or {})), **common | settings

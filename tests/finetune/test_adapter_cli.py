@@ -11,6 +11,7 @@ from finetune.run import finetune
 from vallex.cli.options import load_any_model
 from vallex.errors import CheckpointError, ConfigError
 from vallex.model.checkpoint import load_model, save_model
+from vallex.model.precision import Int8Linear
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,16 @@ def test_adapter_when_spoken_with_then_is_scaled_on_its_own_base(runs_dir, tiny_
     assert torch.equal(none, base)
     torch.testing.assert_close(part - base, 0.5 * (full - base), rtol=1e-3, atol=1e-6)
     assert (full - base).abs().max() > 1e-4
+
+
+def test_adapter_run_when_loaded_in_int8_then_is_merged_before(runs_dir):
+    run_dir = runs_dir / "anna"
+    whole, small = load_model(run_dir), load_model(run_dir, precision="int8")
+    made = small.nar.decoder.layers[0].linear1
+    assert isinstance(made, Int8Linear) and not hasattr(small, "peft_config")
+    packed = torch.ops.quantized.linear_unpack(made.packed)[0].dequantize()
+    own = weights(whole)
+    assert (packed - own).abs().max() <= own.abs().max() / 127
 
 
 def test_export_when_the_run_is_an_adapter_then_writes_the_whole_model(runs_dir, tmp_path):
@@ -85,8 +96,9 @@ def test_finetune_when_the_preset_is_for_one_stage_then_trains_that(
     common = ["--init", str(tiny_checkpoint), "--runs", str(tmp_path), *few]
     run_command(["finetune", str(tiny_prepared), "--preset", "run-11", "--name", "own", *common])
     assert [phase.phase for phase in read_result(tmp_path / "own").phases] == ["nar"]
-    run_command(
-        ["finetune", str(tiny_prepared), "--preset", "run-11", "--name", "ar", "--stage", "ar", *common]
-    )
-    assert [phase.phase for phase in read_result(tmp_path / "ar").phases] == ["ar"]
     assert "heads " in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"preset run-11 is for the NAR and says nothing of the AR"):
+        run_command(
+            ["finetune", str(tiny_prepared), "--preset", "run-11", "--name", "ar", "--stage", "ar", *common]
+        )
+    assert not (tmp_path / "ar").exists()

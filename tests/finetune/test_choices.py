@@ -240,6 +240,32 @@ def test_head_that_a_step_does_not_draw_when_alone_then_trains_all_the_same(
     ]
 
 
+def test_lr_factors_when_an_adapter_is_trained_then_are_of_its_tensors(run):
+    display = Notes()
+    factors = LORA | {"lr": 1e-3, "lr_factors": "*.lora_B.*=16"}
+    one = run("one", ar=factors, display=display)
+    assert {line.split()[-1] for line in display.lines[0].splitlines() if "lora" in line} == {
+        "0.001",
+        "0.016",
+    }
+    assert phase(one, "ar").best["loss"] != phase(run("plain", ar=LORA | {"lr": 1e-3}), "ar").best["loss"]
+    with pytest.raises(ConfigError, match=r"ar\.lr_factors has '\*norm\*', which matches no name of what is"):
+        run("wrong", ar=LORA | {"lr_factors": "*norm*=0.5"})
+
+
+def test_schedule_when_noam_then_the_table_has_its_true_peak(run, read_log):
+    display = Notes()
+    noam = {"schedule": "noam", "lr": 0.01, "warmup_steps": 2, "lr_factors": "*embedding*=0.5"}
+    log = read_log(run(ar=noam, display=display))
+    peak = max(line["lr"] for line in log if line["kind"] == "train")
+    assert peak == pytest.approx(0.01 * (32 * 2) ** -0.5)
+    assert f"adamw at lr {peak:g}," in display.lines[0]
+    assert {line.split()[-1] for line in display.lines[0].splitlines()[2:-1]} == {
+        f"{peak:g}",
+        f"{peak / 2:g}",
+    }
+
+
 def test_lr_factors_when_given_then_move_less(run, read_weights, tiny_checkpoint):
     before = read_weights(tiny_checkpoint)
     name = "ar.text_embedding.weight"
@@ -289,12 +315,36 @@ def test_collation_when_set_then_recorded_and_kept_by_what_goes_on(run):
     assert (model.config.text_bos, model.config.text_eos) == (True, False)
     second = run("second", init=first, collation=CollationConfig(eos=True))
     assert (load_model(second).config.text_bos, load_model(second).config.text_eos) == (True, True)
-    assert phase(second, "ar").base["loss"] != phase(first, "ar").best["loss"]
+    assert phase(second, "ar").base["loss"] == phase(first, "ar").best["loss"]
     with pytest.raises(
         ConfigError, match=r"collation\.bos is false, but the checkpoint was trained with BOS"
     ):
         run("third", init=first, collation=CollationConfig(bos=False))
     assert not (first.parent / "third").exists()
+
+
+def test_collation_when_set_then_the_base_is_scored_as_it_was_trained(run):
+    bos = {"collation": CollationConfig(bos=True)}
+    plain, taught = run("plain", stages=("ar", "nar")), run("taught", stages=("ar", "nar"), **bos)
+    stopped = run("stopped", stages=("ar", "nar"), display=StopAfter(3), **bos)
+    run("stopped", stages=("ar", "nar"), resume=True, **bos)
+    for stage in ("ar", "nar"):
+        assert phase(stopped, stage).best == phase(taught, stage).best != phase(plain, stage).best
+    # that of the NAR has its own half untouched, whatever the AR was taught
+    assert phase(taught, "ar").base == phase(plain, "ar").base
+    assert phase(taught, "nar").base == phase(plain, "nar").base
+    for run_dir in (taught, stopped):
+        for path in (run_dir / "checkpoints").iterdir():
+            assert load_model(path).config.text_bos, path
+
+
+@pytest.mark.parametrize(("stage", "other"), [("ar", "NAR"), ("nar", "AR")])
+def test_collation_when_one_stage_is_taught_it_then_the_other_is_named(run, notes, stage, other):
+    first = run("first", stages=(stage,), display=notes, collation=CollationConfig(eos=True))
+    assert len([line for line in notes.lines if f"the {other} will read it too" in line]) == 1
+    notes.lines.clear()
+    run("second", stages=(stage,), display=notes, init=first, collation=CollationConfig(eos=True))
+    assert not [line for line in notes.lines if "will read it too" in line]
 
 
 def test_untouched_model_whose_loss_is_not_finite_fails_at_once(run, make_model, tmp_path, read_log):
@@ -326,6 +376,18 @@ def test_untouched_model_whose_loss_is_not_finite_fails_at_once(run, make_model,
         (
             {"ar": {"optimizer": "scaled-adam", "weight_decay": 0.1}},
             r"optimizer 'scaled-adam' has no use for weight_decay=0\.1",
+        ),
+        (
+            {"ar": {"lora_rank": 2, "optimizer": "scaled-adam"}},
+            r"ar\.optimizer is scaled-adam and ar\.lora_rank 2: .* an adapter begins at zero; take adamw",
+        ),
+        (
+            {"ar": {"optimizer": "eve", "weight_decay": 0.5}},
+            r"^eve: weight_decay is 0\.5; it is of one step, and must lie in 0\.\.0\.1$",
+        ),
+        (
+            {"ar": {"optimizer": "torch.Muon"}},
+            r"optimizer 'torch\.Muon' cannot train this: .* 2D parameters .*\. Choose by `train` what it can",
         ),
         ({"ar": {"lora_rank": 2}, "from_scratch": True}, r"from_scratch and ar\.lora_rank"),
         ({"ar": {"train": "heads"}, "from_scratch": True}, r"from_scratch and ar\.train=heads"),

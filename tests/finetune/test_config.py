@@ -1,6 +1,7 @@
 """Settings and presets: each preset loads, each setting does something, each fault is named."""
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from finetune.config import (
     CollationConfig,
     FinetuneConfig,
     StageConfig,
+    changed_config,
     describe_settings,
     from_dict,
     preset_about,
@@ -23,13 +25,12 @@ from finetune.config import (
     to_dict,
 )
 from finetune.display import Display
+from finetune.optim import peak_factor
 from finetune.run import finetune as run_finetune
 from vallex.errors import ConfigError
 
 OTHER_VALUES = {
     "seed": 5,
-    "precision": "bf16",
-    "max_batch_sec": 2.0,
     "num_buckets": 1,
     "log_every": 2,
     "ar.optimizer": "scaled-adam",
@@ -42,6 +43,8 @@ OTHER_VALUES = {
     "ar.warmup_share": 1.0,
     "ar.max_epochs": 1,
     "ar.max_steps": 5,
+    "ar.max_batch_sec": 2.0,
+    "ar.precision": "bf16",
     "ar.accumulate": 1,
     "ar.clip_norm": 0.01,
     "ar.dropout": 0.0,
@@ -205,17 +208,40 @@ def test_preset_from_the_record_when_resolved_then_has_its_published_values():
     eleven, twelve, overfits, baker = (resolve_config(n) for n in ("run-11", "run-12", "run-12b", "baker"))
     for stage in (eleven.nar, twelve.ar, twelve.nar, overfits.nar, baker.ar, baker.nar):
         assert (stage.optimizer, stage.schedule) == ("scaled-adam", "eden")
-    assert (eleven.nar.lr, eleven.nar.warmup_steps, eleven.nar.max_epochs) == (1e-6, 200, 20)
-    assert (twelve.ar.lr, twelve.ar.max_epochs, twelve.nar.lr, twelve.nar.max_epochs) == (1e-4, 40, 1e-3, 80)
-    assert (twelve.ar.warmup_steps, twelve.ar.accumulate, twelve.nar.train) == (0, 2, "heads-untied")
-    assert (overfits.nar.lr, overfits.nar.warmup_steps) == (0.04, 200)
-    assert (baker.ar.lr, baker.ar.warmup_steps, baker.ar.max_epochs, baker.nar.max_epochs) == (
-        0.05,
-        200,
-        20,
-        40,
-    )
+        assert stage.clip_norm == 0  # its optimizer clips by itself
+    recorded = {
+        "eleven": (eleven.nar, "heads", 1e-6, 200, 20, 1),
+        "twelve AR": (twelve.ar, "heads", 1e-4, 0, 40, 2),
+        "twelve NAR": (twelve.nar, "heads-untied", 1e-3, 0, 80, 2),
+        "12b": (overfits.nar, "heads-untied", 0.04, 200, 80, 2),
+        "baker AR": (baker.ar, "all", 0.05, 200, 20, 4),
+        "baker NAR": (baker.nar, "all", 0.05, 200, 40, 4),
+    }
+    for name, (own, *values) in recorded.items():
+        has = [own.train, own.lr, own.warmup_steps, own.max_epochs, own.accumulate]
+        assert has == values, name
     assert baker.from_scratch
+    assert [(own.precision, own.max_batch_sec) for own in (baker.ar, baker.nar)] == [
+        ("bf16", 80.0),
+        ("fp32", 40.0),
+    ]
+
+
+def test_presets_of_the_kit_when_resolved_then_have_its_own_values():
+    small, medium = resolve_config("small"), resolve_config("medium")
+    for stage in (small.ar, small.nar, medium.ar, medium.nar):
+        assert (stage.optimizer, stage.schedule, stage.train, stage.clip_norm) == (
+            "adamw",
+            "cosine",
+            "all",
+            1.0,
+        )
+        assert (stage.accumulate, stage.precision) == (1, "fp32")  # small sets need frequent updates
+    for own, longer in ((small, medium), (medium, small)):
+        assert (own.ar.lr, own.nar.lr) == (1e-5, 3e-5) == (longer.ar.lr, longer.nar.lr)
+    assert (small.ar.max_epochs, small.nar.max_epochs, small.ar.max_batch_sec) == (20, 40, 20.0)
+    assert (medium.ar.max_epochs, medium.nar.max_epochs, medium.ar.max_batch_sec) == (10, 20, 40.0)
+    assert (small.ar.average, medium.ar.average, medium.nar.average) == ("none", "ema", "ema")
 
 
 def test_override_when_both_stages_have_it_then_sets_both():
@@ -245,7 +271,7 @@ def test_override_with_spaces_around_then_is_the_same():
     [
         (["lrr=1"], r"^setting 'lrr' is not known\. Did you mean lr\?$"),
         (["ar.dropuot=0"], r"setting 'ar\.dropuot' is not known\. Did you mean ar\.dropout\?"),
-        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, precision, .*, ema_decay\.$"),
+        (["xyzzy=1"], r"setting 'xyzzy' is not known\. There are seed, num_buckets, .*, ema_decay\.$"),
         (["lr"], r"--set 'lr' has no '='; write it as key=value, as in lr=1e-5"),
         (["seed=abc"], r"seed is 'abc'; it must be a whole number of at least 0"),
         (["seed=-1"], r"seed is '-1'; it must be a whole number of at least 0"),
@@ -268,6 +294,75 @@ def test_override_when_wrong_then_every_fault_is_named(overrides, message):
 def test_optimizer_when_another_without_a_rate_then_one_is_proposed():
     with pytest.raises(ConfigError, match=r"nar\.optimizer is scaled-adam and nar\.lr is not given.*1e-4"):
         resolve_config("small", ["nar.optimizer=scaled-adam", "ar.lr=1e-5"])
+
+
+def test_optimizer_when_another_from_scratch_then_a_rate_for_that_is_proposed():
+    with pytest.raises(ConfigError, match=r"Begin with ar\.lr=5e-2; .*Begin with nar\.lr=5e-2$"):
+        resolve_config("from-scratch", ["optimizer=scaled-adam"])
+    with pytest.raises(ConfigError, match=r"Begin with ar\.lr=5e-2"):
+        resolve_config("small", ["optimizer=scaled-adam", "from_scratch=true"])
+
+
+def test_optimizer_when_another_then_only_stages_that_are_trained_need_a_rate():
+    other = ["optimizer=scaled-adam", "nar.lr=1e-3"]
+    assert resolve_config("small", other, ("nar",)).nar.optimizer == "scaled-adam"
+    assert changed_config(resolve_config("small"), other, ("nar",)).nar.lr == 1e-3
+    assert resolve_config("run-11", ["optimizer=adam", "nar.lr=1e-6"]).nar.optimizer == "adam"
+    with pytest.raises(ConfigError, match=r"^ar\.optimizer is scaled-adam and ar\.lr is not given"):
+        resolve_config("small", other)
+
+
+def test_schedule_when_noam_without_a_rate_then_one_of_the_same_peak_is_proposed():
+    with pytest.raises(ConfigError) as caught:
+        resolve_config("small", ["schedule=noam", "warmup_steps=100"])
+    proposed = dict(re.findall(r"Begin with (\w+)\.lr=([\d.e-]+\d)", str(caught.value)))
+    small = resolve_config("small")
+    for stage in ("ar", "nar"):
+        peak = float(proposed[stage]) * peak_factor("noam", warmup_steps=100, d_model=1024)
+        assert peak == pytest.approx(getattr(small, stage).lr, rel=0.02)
+    noam = resolve_config("small", ["schedule=noam", "warmup_steps=100", f"lr={proposed['ar']}"])
+    with pytest.raises(ConfigError, match=r"that of adamw with noam\. Begin with ar\.lr=1e-5"):
+        changed_config(noam, ["schedule=cosine"])
+    assert changed_config(noam, ["warmup_steps=50"]).ar.lr == noam.ar.lr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["ema_decay=0.9"],
+            r"^ema_decay is read by nothing: ar\.average is none; set average=ema too, or leave",
+        ),
+        (
+            ["nar.average_period=5", "average=ema"],
+            r"^nar\.average_period is read by nothing: nar\.average is ema; set average=running too",
+        ),
+        (
+            ["warmup_steps=5", "warmup_share=0.1"],
+            r"^warmup_steps .*: ar\.warmup_share is 0\.1; set warmup_share=0",
+        ),
+    ],
+)
+def test_override_when_nothing_reads_it_then_says_what_would(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_config("small", overrides)
+
+
+def test_override_when_one_trained_stage_reads_it_then_is_taken():
+    assert resolve_config("small", ["nar.average=ema", "ema_decay=0.9"]).nar.ema_decay == 0.9
+    with pytest.raises(ConfigError, match="ema_decay is read by nothing"):
+        resolve_config("small", ["nar.average=ema", "ema_decay=0.9"], ("ar",))
+    # what a preset brings beside an average is nobody's slip
+    assert resolve_config("baker", ["average=none"]).ar.average_period == 100
+
+
+def test_preset_when_the_stage_is_not_its_own_then_is_refused():
+    for stages in (("ar",), ("ar", "nar")):
+        with pytest.raises(
+            ConfigError, match=r"^preset run-11 is for the NAR and says nothing of the AR; leave"
+        ):
+            resolve_config("run-11", stages=stages)
+    assert resolve_config("run-11", stages=("nar",)) == resolve_config("run-11")
 
 
 def test_optimizer_when_another_with_a_rate_or_the_same_then_is_taken():
@@ -315,6 +410,18 @@ def test_preset_when_its_file_is_wrong_then_says_where(write_preset, text, messa
 def test_preset_when_a_stage_has_its_own_value_then_it_wins(write_preset):
     config = resolve_config(write_preset("lr = 1e-3\n[nar]\nlr = 1e-4"))
     assert (config.ar.lr, config.nar.lr) == (1e-3, 1e-4)
+
+
+def test_from_dict_when_an_older_vallex_wrote_one_value_for_both_stages_then_each_has_it():
+    tree = to_dict(resolve_config("small", ["ar.precision=bf16"]))
+    for stage in ("ar", "nar"):
+        del tree[stage]["precision"], tree[stage]["max_batch_sec"]
+    tree["ar"]["precision"] = "fp16"
+    config = from_dict(tree | {"precision": "bf16", "max_batch_sec": None})
+    assert (config.ar.precision, config.nar.precision) == ("fp16", "bf16")
+    assert (config.ar.max_batch_sec, config.nar.max_batch_sec) == (None, None)
+    with pytest.raises(ConfigError, match="'precison' is not known"):
+        from_dict(tree | {"precison": "bf16"})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from finetune.config import StageConfig
 from finetune.freezing import (
     choose_parameters,
     describe_groups,
@@ -12,6 +13,7 @@ from finetune.freezing import (
     needs_untied_heads,
     optimizer_groups,
 )
+from finetune.model_setup import new_optimizer
 from vallex.errors import ConfigError
 from vallex.model.checkpoint import load_model, save_model
 from vallex.model.prefix import NarPrefix
@@ -73,6 +75,20 @@ def test_choose_all_but_embeddings_leaves_tied_heads_frozen(model):
     assert not any("embedding" in name for name in names)
     assert [name for name in names if "predict" in name] == ["nar.predict_layers.6.weight"]
     assert "nar.decoder.norm.project_layer.weight" in names
+
+
+@pytest.mark.parametrize("share_embedding", [True, False])
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+@pytest.mark.parametrize("named", named_sets("ar", 12))
+def test_choose_by_each_named_set_finds_something_in_each_stage(make_model, named, stage, share_embedding):
+    model = make_model(num_layers=6, share_embedding=share_embedding)
+    names = chosen_names(choose_parameters(model, stage, named))
+    has_embeddings = any("embedding" in name for name in names)
+    is_tied_head = stage == "nar" and share_embedding and named.startswith("heads")
+    assert has_embeddings == (named == "all" or is_tied_head)
+    is_whole = named in ("all", "all-but-embeddings")
+    assert (f"{stage}.decoder.layers.0.linear1.weight" in names) == is_whole
+    assert any(".predict_layer" in name for name in names) == (named != "last-4")
 
 
 def test_choose_last_4_is_four_layers_and_the_norm_behind_them(model):
@@ -140,6 +156,26 @@ def test_optimizer_groups_decay_matrices_and_nothing_else(model):
     for group in groups:
         assert all((p.ndim > 1) == (group["weight_decay"] == 0.2) for p in group["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.ar.parameters()))
+
+
+@pytest.mark.parametrize("name", ["scaled-adam", "eve"])
+def test_new_optimizer_when_vectors_are_as_matrices_has_all_tensors_of_a_rate_in_one_group(model, name):
+    settings = StageConfig(optimizer=name, lr=0.01, train="heads, all", lr_factors="*embedding*=0.5")
+    groups = choose_parameters(model, "ar", settings.train, settings.lr_factors)
+    assert len(groups) == 3
+    made = new_optimizer(settings, groups).param_groups
+    assert [group["lr"] for group in made] == [0.005, 0.01]
+    assert sum(len(group["params"]) for group in made) == len(list(model.ar.parameters()))
+    assert {p.ndim for p in made[1]["params"]} == {1, 2}
+    if name == "eve":
+        assert [group["weight_decay"] for group in made] == [0.001, 0.001]
+
+
+def test_new_optimizer_when_adamw_decays_matrices_alone(model):
+    groups = choose_parameters(model, "ar", "all")
+    decayed, exempt = new_optimizer(StageConfig(), groups).param_groups
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.01, 0.0)
+    assert all(p.ndim > 1 for p in decayed["params"]) and all(p.ndim == 1 for p in exempt["params"])
 
 
 def test_untie_heads_keeps_what_the_network_computes_and_is_not_for_the_original(model, tmp_path, tiny_batch):

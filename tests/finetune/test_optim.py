@@ -17,6 +17,7 @@ from finetune.optim import (
     cosine_factor,
     eden_factor,
     noam_factor,
+    peak_factor,
     schedule_factor,
 )
 from vallex.errors import ConfigError
@@ -82,19 +83,25 @@ def test_scaled_adam_when_the_order_of_parameters_differs_moves_them_alike(refer
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 6, 11, 17])
-@pytest.mark.parametrize("name", ["scaled-adam", "adamw", "adam", "eve", "torch.SGD", "torch.NAdam"])
+@pytest.mark.parametrize(
+    "name", ["ScaledAdam", "scaled-adam", "adamw", "adam", "eve", "torch.SGD", "torch.NAdam"]
+)
 def test_optimizer_saved_and_loaded_in_the_middle_goes_on_bit_for_bit(name, stop_after):
+    def build(params, lr):
+        # the class itself clips within so few steps
+        return ScaledAdam(params, lr=lr) if name == "ScaledAdam" else build_optimizer(name, params, lr=lr)
+
     unbroken = make_params()
-    run_steps(build_optimizer(name, unbroken, lr=0.05), unbroken, range(24))
+    run_steps(build(unbroken, lr=0.05), unbroken, range(24))
 
     first_half = make_params()
-    optimizer = build_optimizer(name, first_half, lr=0.05)
+    optimizer = build(first_half, lr=0.05)
     run_steps(optimizer, first_half, range(stop_after))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
     second_half = copy.deepcopy(first_half)
-    resumed = build_optimizer(name, second_half, lr=0.01)  # the saved lr replaces this one
+    resumed = build(second_half, lr=0.01)  # the saved lr replaces this one
     resumed.load_state_dict(torch.load(file, weights_only=True))
     run_steps(resumed, second_half, range(stop_after, 24))
 
@@ -224,6 +231,13 @@ def test_noam_factor_peaks_at_the_end_of_warmup():
     assert noam_factor(3, 0, 64) == pytest.approx(64**-0.5 / 2)
 
 
+def test_peak_factor_is_the_largest_of_a_schedule():
+    for warmup in (0, 1, 7):
+        factors = [noam_factor(step, warmup, 64) for step in range(20)]
+        assert peak_factor("noam", warmup_steps=warmup, d_model=64) == max(factors)
+    assert peak_factor("eden", warmup_steps=7, d_model=64) == 1.0
+
+
 def test_schedule_factor_passes_each_setting_to_its_schedule():
     def factor(kind):
         return schedule_factor(kind, 30, total_steps=100, warmup_steps=40, epoch=2, floor=0.2, d_model=256)
@@ -257,6 +271,19 @@ def test_build_optimizer_given_groups_keeps_what_each_brings():
     ]
 
 
+def test_build_optimizer_given_scaled_adam_clips_by_the_published_period_and_the_class_by_its_own():
+    made = build_optimizer("scaled-adam", make_params(), lr=0.05)
+    assert (made.defaults["clipping_update_period"], made.defaults["clipping_scale"]) == (1000, 2.0)
+    assert made.defaults["betas"] == (0.9, 0.95)
+    assert ScaledAdam(make_params()).defaults["clipping_update_period"] == 8
+
+
+@pytest.mark.parametrize(("name", "is_fused"), [("adamw", True), ("adam", True), ("torch.NAdam", None)])
+def test_build_optimizer_when_there_is_a_fused_kernel_takes_it(name, is_fused):
+    optimizer = build_optimizer(name, make_params(), lr=1e-4)
+    assert optimizer.param_groups[0].get("fused") == is_fused
+
+
 def test_build_optimizer_given_adam_has_no_weight_decay_unless_asked():
     optimizer = build_optimizer("adam", make_params(), lr=1e-4)
     assert type(optimizer) is torch.optim.Adam
@@ -282,9 +309,17 @@ def test_build_optimizer_of_torch_without_betas_or_decay_leaves_them_out():
     assert type(build_optimizer("torch.Rprop", make_params(), lr=1e-4, weight_decay=0.3)) is torch.optim.Rprop
 
 
-@pytest.mark.parametrize("name", ["torch.Optimizer", "torch.LBFGS", "torch.Adamw", "AdamW", "torch.save"])
+@pytest.mark.parametrize("name", ["torch.Optimizer", "LBFGS", "torch.Adamw", "AdamW", "torch.save"])
 def test_build_optimizer_given_what_is_no_fit_optimizer_of_torch_refuses_it(name):
     with pytest.raises(ConfigError, match=f"optimizer '{name}' is not known; .*torch.AdamW"):
+        build_optimizer(name, make_params(), lr=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("torch.LBFGS", "the loss several times"), ("torch.SparseAdam", "sparse gradients")]
+)
+def test_build_optimizer_given_one_that_is_unfit_says_why(name, why):
+    with pytest.raises(ConfigError, match=f"optimizer '{name}' is unfit here: it .*{why}.*; take adamw"):
         build_optimizer(name, make_params(), lr=1e-4)
 
 

@@ -381,7 +381,7 @@ def test_settings_when_they_do_not_go_with_shares_then_are_refused(make_config):
     check_sharing(config, ("ar", "nar"), SimpleNamespace(is_sharded=False))
     with pytest.raises(ConfigError) as caught:
         check_sharing(config, ("ar", "nar"), SimpleNamespace(is_sharded=True))
-    told = r"ar.optimizer is scaled-adam, .* take adamw, .*; compile is true, .*; precision is fp16, .*=bf16"
+    told = r"ar.optimizer is scaled-adam, .* take adamw, .*; compile is true, .*; ar.precision .*=bf16"
     assert re.match(told, str(caught.value))
 
 

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from finetune import run_folder
 from finetune.config import resolve_config
 from finetune.display import Display, LastingConsole, RichDisplay
 from finetune.results import read_result
-from finetune.run import finetune
+from finetune.run import finetune, plan
 from finetune.run_spec import RunSpec, new_run_name, resumed_spec
 from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from vallex.model import checkpoint
@@ -185,6 +186,21 @@ def test_finetune_when_precisions_follow_each_other_then_each_is_taken(make_spec
         losses.append(ar.best["loss"])
     assert losses[0] == losses[2] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.01)
+
+
+def test_finetune_when_stages_differ_in_precision_and_batches_then_each_has_its_own(
+    make_spec, make_config, tmp_path
+):
+    seen = {}
+
+    class See(Display):
+        def stage_started(self, stage, step, total_steps, groups):
+            seen[stage] = AcceleratorState().mixed_precision
+
+    config = make_config(ar={"precision": "bf16", "max_batch_sec": 2.0}, nar={"max_batch_sec": 4.0})
+    finetune(make_spec(tmp_path, config=config), See())
+    assert seen == {"ar": "bf16", "nar": "no"}
+    assert [one.batch_sec for one in plan(make_spec(tmp_path, "plan", config=config), Display())] == [2, 4]
 
 
 @pytest.mark.parametrize("stage", ["ar", "nar"])

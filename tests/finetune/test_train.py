@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from finetune import stepping, trainer
+from finetune import model_setup, stepping
 from finetune.data.dataset import BatchSettings, CodesDataset, count_batches, valid_batches
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
@@ -176,7 +176,7 @@ def plain_gradient_descent(monkeypatch):
     def build(name, groups, lr, betas, weight_decay):
         return torch.optim.SGD([{**group, "weight_decay": 0.0} for group in groups], lr=lr)
 
-    monkeypatch.setattr(trainer, "build_optimizer", build)
+    monkeypatch.setattr(model_setup, "build_optimizer", build)
 
 
 @pytest.mark.parametrize("stage", ["ar", "nar"])

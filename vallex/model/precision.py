@@ -64,7 +64,8 @@ def to_precision(model: VALLE, precision: str) -> VALLE:
     """Makes a model ready to speak, in place: it can then neither be trained nor saved.
 
     precision: "float32", "bfloat16", "float16" (GPU) or "int8" (CPU). Adapters are merged beforehand.
-    errors: ConfigError for another, for one that the device cannot do, and for a second call
+    errors: ConfigError for another, for one that the device cannot do, for an adapter that is not merged, and
+        for a second call
     """
     device = next(model.parameters()).device
     _check(model, precision, device)
@@ -84,6 +85,8 @@ def _check(model: VALLE, precision: str, device: torch.device) -> None:
         raise ConfigError(f"precision {precision!r} is not known; it must be one of {', '.join(PRECISIONS)}")
     if model.precision is not None:
         raise ConfigError(f"this model is in {model.precision} already; load it again for {precision}")
+    if hasattr(model, "peft_config"):  # has_adapter, without the seconds that peft takes to import
+        raise ConfigError(f"an adapter is on this model; merge it (merge_adapter) before {precision}")
     if precision == "float16" and device.type == "cpu":
         raise ConfigError("float16 is for GPUs; on a CPU take float32, bfloat16 or int8")
     if precision == "int8" and device.type != "cpu":

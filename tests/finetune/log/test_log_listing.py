@@ -90,6 +90,12 @@ def test_rows_with_a_setting_take_that_of_the_stage(three):
     assert [row["ar.lr"] for row in rows(three[:2], ("ar.lr",))] == [1e-5, 1e-5]
 
 
+def test_rows_of_an_older_run_have_for_each_stage_what_it_recorded_once(make_run, runs_dir):
+    make_run(config={"precision": "bf16", "ar": {}, "nar": {}})
+    columns = ("precision", "ar.precision", "nar.precision")
+    assert [tuple(row.values()) for row in rows(found(runs_dir), columns)] == [("bf16",) * 3] * 2
+
+
 def test_rows_of_a_run_whose_settings_are_damaged_have_none(make_run, runs_dir):
     (make_run() / "config.json").write_text("{")
     make_run("bert")

@@ -215,7 +215,7 @@ def test_fields_when_they_are_made_then_each_setting_has_one_and_the_empty_chang
     given = fields.overrides(list(values.values()))
     assert sorted(given) == ["gradient_checkpointing=true", "lora_rank=8", "lr=2e-5", "max_batch_sec=auto"]
     config = resolve_config("small", given)
-    assert (config.ar.lr, config.nar.lora_rank, config.max_batch_sec) == (2e-5, 8, None)
+    assert (config.ar.lr, config.nar.lora_rank, config.ar.max_batch_sec) == (2e-5, 8, None)
     shown = dict(zip(fields.names, fields.changed("small"), strict=True))
     assert shown["max_epochs"]["placeholder"] == "preset: 20 AR, 40 NAR"
     assert shown["schedule"]["choices"][0] == ("preset: cosine", "")

@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file
 
-from vallex.errors import CheckpointError
+from vallex.errors import CheckpointError, ConfigError
 from vallex.model.adapted_linear import AdaptedLinear
 from vallex.model.adapter import (
     AdapterSettings,
@@ -26,6 +26,7 @@ from vallex.model.adapter import (
 from vallex.model.checkpoint import load_model, save_model
 from vallex.model.config import ModelConfig
 from vallex.model.network import VALLE
+from vallex.model.precision import Int8Linear, to_precision
 from vallex.model.runs import ADAPTER_FILE
 from vallex.model.toy import toy_model
 
@@ -274,3 +275,12 @@ def test_adapter_that_is_none_or_damaged_is_one_line(adapter_file, tmp_path):
     adapter_file.write_bytes(adapter_file.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="not a whole adapter"):
         load_model(adapter_file)
+
+
+def test_to_precision_when_an_adapter_is_not_merged_then_is_refused():
+    model = build()
+    add_adapter(model, "ar", AdapterSettings(rank=2, alpha=4.0))
+    with pytest.raises(ConfigError, match=r"an adapter is on this model; merge it .* before int8"):
+        to_precision(model, "int8")
+    merge_adapter(model)
+    assert isinstance(to_precision(model, "int8").ar.decoder.layers[0].linear1, Int8Linear)

@@ -1,5 +1,6 @@
 """What a user asks of a run while it trains: by Ctrl-C, a file `stop` in its folder, or lines in a terminal.
 
+A terminal that is gone asks too, for a stop that saves.
 All processes of a run act on it between the same two steps: each calls `agree` before every step. The
 terminal is read by a thread of its own, and only where there is one whose foreground the run is in.
 """
@@ -16,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.launch import Signals
+from finetune.launch import Signals, stop_signals
 from finetune.processes import Processes
 
 STOP_FILE = "stop"
@@ -52,7 +53,7 @@ class Control:
 
     @contextmanager
     def listening(self) -> Iterator["Control"]:
-        """Takes SIGINT and SIGTERM (in the main thread, where signals arrive) and reads the terminal."""
+        """Takes what asks to stop (in the main thread, where signals arrive) and reads the terminal."""
         closing = threading.Event()
         reader = None
         if self.processes.is_main:
@@ -62,7 +63,7 @@ class Control:
                 reader.start()
                 self._tell(f"While it trains, type a line: {COMMANDS}")
         try:
-            before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            before = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         except ValueError:
             before = {}
         try:
@@ -113,15 +114,18 @@ class Control:
         return Wishes(stop=stop, save=save, validate=validate, lr=lr)
 
     def _on_signal(self, signum, frame) -> None:
-        """Once asks the run to save and end; twice ends it as Ctrl-C does elsewhere."""
+        """Once asks the run to save and end; twice ends it as Ctrl-C does elsewhere.
+
+        Not so where the terminal is gone: it says so, and the shell in it once more.
+        """
+        if signum == signal.SIGHUP:
+            self._is_asked = True
+            return
         if Signals.is_echo():
             return
         if self._is_asked:
             raise KeyboardInterrupt
         self._is_asked = True
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse_line(line: str) -> Wishes:

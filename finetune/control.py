@@ -19,6 +19,7 @@ from pathlib import Path
 
 from finetune.launch import Signals, stop_signals
 from finetune.processes import Processes
+from finetune.results import this_process
 
 STOP_FILE = "stop"
 COMMANDS = "save, eval, quit, lr 1e-5"
@@ -57,7 +58,9 @@ class Control:
         closing = threading.Event()
         reader = None
         if self.processes.is_main:
-            self._stop_file.unlink(missing_ok=True)  # it was meant for the process before
+            with suppress(FileNotFoundError):
+                if self._stop_file.stat().st_mtime < this_process()["start"]:
+                    self._stop_file.unlink()  # it was meant for the process before
             if (terminal := _terminal()) is not None:
                 reader = threading.Thread(target=self._listen, args=(terminal, closing), daemon=True)
                 reader.start()

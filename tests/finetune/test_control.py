@@ -76,8 +76,13 @@ def test_stop_file_when_it_is_there_then_the_run_is_saved_and_ends_and_goes_on(
     result = finetune(make_spec(tmp_path, config=make_config()), Notes(3, stop_file.touch))
     assert (result.status, result.phases[0].steps) == ("stopped", 3)
     assert not stop_file.exists()
-    # one that nobody obeyed is not meant for the next process
+    # one that nobody obeyed is not meant for the next process, and one that is newer than that is
     stop_file.touch()
+    result = finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+    assert (result.status, result.phases[0].steps) == ("stopped", 3)
+    assert not stop_file.exists()
+    stop_file.touch()
+    os.utime(stop_file, (0, 0))
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 

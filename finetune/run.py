@@ -18,7 +18,7 @@ from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
-from finetune.model_setup import check_groups, set_collation
+from finetune.model_setup import check_compiler, check_groups, set_collation
 from finetune.optim import check_optimizer
 from finetune.probe import Estimate
 from finetune.processes import Processes
@@ -63,7 +63,8 @@ def finetune(
             if resume_from is not None:
                 check_branch(resume_from, spec)
         model, data = _load_and_check(spec, processes)
-        make_accelerator(spec.config)  # refuses a precision or a tracker that the machine lacks
+        # refused is what the machine lacks: a precision, a tracker, a compiler
+        check_compiler(spec.config, make_accelerator(spec.config).device)
     with processes.watched():
         begun_in = path if resume else resume_from
         folder = _open_folder(path, spec, model, data, begun_in, processes)

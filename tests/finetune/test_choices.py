@@ -251,17 +251,6 @@ def test_lr_factors_when_given_then_move_less(run, read_weights, tiny_checkpoint
     assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-2)
 
 
-def test_compile_when_on_then_the_layers_are_compiled(run, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module, **how: calls.append((type(module).__name__, how))
-    )
-    run(compile=True)
-    assert (
-        calls.count(("DecoderLayer", {"dynamic": True})) == 2
-    )  # in the check of the settings, and in the run
-
-
 def test_gradient_checkpointing_when_on_then_the_run_is_the_same(run, read_weights, monkeypatch):
     import vallex.model.layers
 

@@ -143,6 +143,15 @@ def test_terminal_when_lines_are_typed_then_they_are_obeyed_at_the_next_step(
     assert [line["step"] for line in log if line["kind"] == "valid"] == [0, 3, 6]
 
 
+def test_eval_when_the_step_was_just_validated_then_says_so(
+    make_spec, make_config, read_log, terminal, lines_read, tmp_path
+):
+    display = Notes(2, typed(terminal, "eval\n", lines_read))
+    finetune(make_spec(tmp_path, config=make_config(), stages=("ar",)), display)
+    assert "AR: step 2 has just been validated" in display.lines
+    assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "valid"] == [0, 2, 4, 6]
+
+
 def test_lr_when_typed_then_a_resumed_run_goes_on_with_it(
     make_spec, make_config, read_log, assert_same_outcome, terminal, lines_read, tmp_path
 ):

@@ -161,7 +161,8 @@ class FinetuneConfig:
         False, "compute the layers twice and keep less: a third more time, far less memory"
     )
     compile: bool = setting(
-        False, "compile the decoder layers (torch.compile); for a GPU and long runs, minutes at the start"
+        False,
+        "train with compiled layers (torch.compile, needs g++): for a GPU and long runs; takes minutes first",
     )
     evaluation: str = setting(
         "standard",

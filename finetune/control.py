@@ -1,5 +1,6 @@
 """What a user asks of a run while it trains: by Ctrl-C, a file `stop` in its folder, or lines in a terminal.
 
+A terminal that is gone asks too, for a stop that saves.
 All processes of a run act on it between the same two steps: each calls `agree` before every step. The
 terminal is read by a thread of its own, and only where there is one whose foreground the run is in.
 """
@@ -16,8 +17,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.launch import Signals
+from finetune.launch import Signals, stop_signals
 from finetune.processes import Processes
+from finetune.results import this_process
 
 STOP_FILE = "stop"
 COMMANDS = "save, eval, quit, lr 1e-5"
@@ -52,17 +54,19 @@ class Control:
 
     @contextmanager
     def listening(self) -> Iterator["Control"]:
-        """Takes SIGINT and SIGTERM (in the main thread, where signals arrive) and reads the terminal."""
+        """Takes what asks to stop (in the main thread, where signals arrive) and reads the terminal."""
         closing = threading.Event()
         reader = None
         if self.processes.is_main:
-            self._stop_file.unlink(missing_ok=True)  # it was meant for the process before
+            with suppress(FileNotFoundError):
+                if self._stop_file.stat().st_mtime < this_process()["start"]:
+                    self._stop_file.unlink()  # it was meant for the process before
             if (terminal := _terminal()) is not None:
                 reader = threading.Thread(target=self._listen, args=(terminal, closing), daemon=True)
                 reader.start()
                 self._tell(f"While it trains, type a line: {COMMANDS}")
         try:
-            before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            before = {number: signal.signal(number, self._on_signal) for number in stop_signals()}
         except ValueError:
             before = {}
         try:
@@ -113,15 +117,18 @@ class Control:
         return Wishes(stop=stop, save=save, validate=validate, lr=lr)
 
     def _on_signal(self, signum, frame) -> None:
-        """Once asks the run to save and end; twice ends it as Ctrl-C does elsewhere."""
+        """Once asks the run to save and end; twice ends it as Ctrl-C does elsewhere.
+
+        Not so where the terminal is gone: it says so, and the shell in it once more.
+        """
+        if signum == signal.SIGHUP:
+            self._is_asked = True
+            return
         if Signals.is_echo():
             return
         if self._is_asked:
             raise KeyboardInterrupt
         self._is_asked = True
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def parse_line(line: str) -> Wishes:

@@ -1,5 +1,7 @@
 """What a run shows while it trains: a quiet base, and a bar with figures on a rich console."""
 
+import errno
+import os
 from contextlib import suppress
 
 from rich.console import Console
@@ -20,8 +22,22 @@ class LastingConsole(Console):
     """A console that falls silent when what reads its output is gone: that is no reason to stop training."""
 
     def on_broken_pipe(self) -> None:
+        is_of_both = False
+        with suppress(OSError):
+            is_of_both = os.path.sameopenfile(1, 2)
         with suppress(SystemExit):
-            super().on_broken_pipe()
+            super().on_broken_pipe()  # which makes stdout lead nowhere
+        if is_of_both:
+            os.dup2(1, 2)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            # a terminal that was closed; rich knows of pipes only
+            if error.errno != errno.EIO:
+                raise
+            self.on_broken_pipe()
 
 
 class Display:

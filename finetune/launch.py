@@ -37,6 +37,13 @@ def is_first() -> bool:
     return num_launched() is None or os.environ.get("RANK", "0") == "0"
 
 
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that ask a run to save and end, a terminal that is gone among them; nohup ignores that."""
+    asking = (signal.SIGINT, signal.SIGTERM)
+    is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return asking if is_ignored else (*asking, signal.SIGHUP)
+
+
 class Signals:
     """The signals that this process has heard.
 
@@ -96,7 +103,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         for child in children:
             child.send_signal(signum)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, pass_on) for number in stop_signals()}
     try:
         children += [_start(arguments, rank, num_processes, port) for rank in range(num_processes)]
         rank, code = _wait(children)

@@ -48,10 +48,7 @@ def set_up_model(stage: str, config: FinetuneConfig, model: VALLE) -> list[Param
     freeze_all_but(model, groups)
     decoder = getattr(model, stage).decoder
     decoder.gradient_checkpointing = config.gradient_checkpointing
-    if config.compile:
-        # layer by layer: they share one compilation, and lengths differ from batch to batch
-        for layer in decoder.layers:
-            layer.compile(dynamic=True)
+    decoder.is_compiled = config.compile
     return groups
 
 
@@ -92,6 +89,20 @@ def check_groups(config: FinetuneConfig, stages: tuple[str, ...], model_config: 
                 faults.append(str(error))
     if faults:
         raise ConfigError("; ".join(dict.fromkeys(faults)))
+
+
+def check_compiler(config: FinetuneConfig, device: torch.device) -> None:
+    """ConfigError where torch.compile is asked for and does not work: it needs a compiler on the machine."""
+    if not config.compile:
+        return
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"compile is true, and torch.compile does not work here: {reason}. Install a C++ compiler "
+            "(g++), or leave compile out"
+        ) from error
 
 
 def taught_config(own: ModelConfig, config: FinetuneConfig) -> ModelConfig:

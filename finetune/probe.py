@@ -138,7 +138,8 @@ def _measure_batch(trainer: Trainer, rows: Sequence[int]) -> _Pass:
 
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     model.train()
-    with torch.random.fork_rng():
+    # uncompiled, because to compile takes minutes once, and a pass not
+    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
         began = time.monotonic()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             stage = 0 if trainer.stage == "ar" else 1

@@ -19,7 +19,7 @@ from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
 from finetune.heartbeat import beat
-from finetune.model_setup import check_groups, taught_config, untaught_half
+from finetune.model_setup import check_compiler, check_groups, taught_config, untaught_half
 from finetune.optim import check_optimizer
 from finetune.origins import check_unchanged, moved, record_places
 from finetune.probe import Estimate
@@ -65,8 +65,9 @@ def finetune(
             if resume_from is not None:
                 check_branch(resume_from, spec)
         model, data = _load_and_check(spec, processes)
-        for stage in spec.stages:
-            make_accelerator(stage, spec.config)  # refuses a precision or a tracker that the machine lacks
+        # refused is what the machine lacks: a precision, a tracker, a compiler
+        accelerators = [make_accelerator(stage, spec.config) for stage in spec.stages]
+        check_compiler(spec.config, accelerators[0].device)
     with processes.watched():
         begun_in = path if resume else resume_from
         folder = _open_folder(path, spec, model, data, begun_in, processes)

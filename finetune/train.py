@@ -90,8 +90,11 @@ def _obey(trainer: Trainer, wishes: Wishes) -> None:
         state.lr = wishes.lr
         record(trainer, "lr", {"lr": wishes.lr})
         trainer.display.note(f"{stage.upper()}: peak learning rate {wishes.lr:g} from step {state.step} on")
-    if wishes.validate and (state.last or {"step": 0})["step"] != state.step:
-        _validate(trainer)
+    if wishes.validate:
+        if (state.last or {"step": 0})["step"] == state.step:
+            trainer.display.note(f"{stage.upper()}: step {state.step} has just been validated")
+        else:
+            _validate(trainer)
     if wishes.save and not wishes.stop:
         save_state(trainer)
         trainer.display.note(f"{stage.upper()}: saved at step {state.step}")

@@ -193,6 +193,20 @@ def test_patience_when_out_then_the_stage_ends_as_done_and_says_so(run):
     assert f"AR: ended at step {result.steps}, 2 validations after its best" in display.lines
 
 
+def test_patience_when_stopped_and_resumed_then_goes_on_counting(run, read_log):
+    settings = {"ar": RISING | {"patience": 3, "max_steps": 30}}
+    unbroken = run("unbroken", **settings)
+    best, ended = phase(unbroken, "ar").best["step"], phase(unbroken, "ar").steps
+    assert ended == best + 3
+    for num_since_best in (1, 2):
+        name = f"after-{num_since_best}"
+        stopped = run(name, display=StopAfter(best + num_since_best), **settings)
+        assert phase(stopped, "ar").status == "stopped"
+        run(name, resume=True, **settings)
+        assert phase(stopped, "ar").steps == ended
+        assert read_log(stopped) == read_log(unbroken)
+
+
 def test_keep_when_set_then_the_newest_steps_stay(run):
     every = {"validate_every": 1}
     assert checkpoints(run("none", keep=0, ar=every)) == {"ar-best.safetensors", "ar-last.safetensors"}
@@ -277,17 +291,6 @@ def test_lr_factors_when_given_then_move_less(run, read_weights, tiny_checkpoint
     assert moved[1] == pytest.approx(0.25 * moved[0], rel=1e-2)
 
 
-def test_compile_when_on_then_the_layers_are_compiled(run, monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda module, **how: calls.append((type(module).__name__, how))
-    )
-    run(compile=True)
-    assert (
-        calls.count(("DecoderLayer", {"dynamic": True})) == 2
-    )  # in the check of the settings, and in the run
-
-
 def test_gradient_checkpointing_when_on_then_the_run_is_the_same(run, read_weights, monkeypatch):
     import vallex.model.layers
 
@@ -300,6 +303,20 @@ def test_gradient_checkpointing_when_on_then_the_run_is_the_same(run, read_weigh
     without = read_weights(run("without"))
     assert len(calls) == 13
     assert all(torch.equal(with_it[name], without[name]) for name in without)
+
+
+@pytest.mark.parametrize("adapter", [{}, LORA], ids=["whole", "adapter"])
+def test_gradient_checkpointing_when_on_then_both_stages_and_their_adapters_are_the_same(
+    run, read_log, read_weights, adapter
+):
+    own = adapter | {"max_steps": 4}
+    with_it, without = (
+        run(str(is_on), stages=("ar", "nar"), gradient_checkpointing=is_on, ar=own, nar=own)
+        for is_on in (True, False)
+    )
+    assert read_log(with_it) == read_log(without)
+    weights, other = read_weights(with_it), read_weights(without)
+    assert all(torch.equal(weights[name], other[name]) for name in other)
 
 
 def test_from_scratch_when_on_then_only_the_sizes_are_the_checkpoints(run, tiny_checkpoint):

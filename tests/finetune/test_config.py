@@ -76,11 +76,11 @@ OF_ANOTHER_TEST = {
     "keep": "test_keep_when_set_then_the_newest_steps_stay",
     "untie_heads": "test_untied_heads_when_trained_then_leave_the_embeddings",
     "from_scratch": "test_from_scratch_when_on_then_only_the_sizes_are_the_checkpoints",
-    "compile": "test_compile_when_on_then_the_layers_are_compiled",
+    "compile": "test_compile_when_on_then_the_run_is_the_same_and_batches_share_a_few_compilations",
     "evaluation": "test_evaluation_when_chosen_then_the_run_is_scored_so",
     "gradient_checkpointing": "test_gradient_checkpointing_when_on_then_the_run_is_the_same",
 }
-"""Settings that leave the losses of an AR run as they are, and the tests in test_choices.py that see them."""
+"""Settings that leave the losses of an AR run as they are, and the tests that see them."""
 
 
 @pytest.fixture
@@ -135,7 +135,8 @@ def usual_log(train):
 def test_settings_when_listed_then_each_is_changed_by_a_test():
     tried = {*OTHER_VALUES, *ON_TOP_OF, *OF_ANOTHER_TEST}
     assert tried == {name for name in setting_names() if not name.startswith("nar.")}
-    tests = (Path(__file__).parent / "test_choices.py").read_text(encoding="utf-8")
+    files = ("test_choices.py", "test_compile.py")
+    tests = "".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in files)
     assert all(f"def {test}(" in tests for test in OF_ANOTHER_TEST.values())
 
 

@@ -76,8 +76,13 @@ def test_stop_file_when_it_is_there_then_the_run_is_saved_and_ends_and_goes_on(
     result = finetune(make_spec(tmp_path, config=make_config()), Notes(3, stop_file.touch))
     assert (result.status, result.phases[0].steps) == ("stopped", 3)
     assert not stop_file.exists()
-    # one that nobody obeyed is not meant for the next process
+    # one that nobody obeyed is not meant for the next process, and one that is newer than that is
     stop_file.touch()
+    result = finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+    assert (result.status, result.phases[0].steps) == ("stopped", 3)
+    assert not stop_file.exists()
+    stop_file.touch()
+    os.utime(stop_file, (0, 0))
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")
 
@@ -136,6 +141,15 @@ def test_terminal_when_lines_are_typed_then_they_are_obeyed_at_the_next_step(
     rates = {line["step"]: line["lr"] for line in log if line["kind"] == "train"}
     assert rates == {1: 1e-3, 2: 1e-3, 3: 1e-3, 4: 0.25, 5: 0.25, 6: 0.25}
     assert [line["step"] for line in log if line["kind"] == "valid"] == [0, 3, 6]
+
+
+def test_eval_when_the_step_was_just_validated_then_says_so(
+    make_spec, make_config, read_log, terminal, lines_read, tmp_path
+):
+    display = Notes(2, typed(terminal, "eval\n", lines_read))
+    finetune(make_spec(tmp_path, config=make_config(), stages=("ar",)), display)
+    assert "AR: step 2 has just been validated" in display.lines
+    assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "valid"] == [0, 2, 4, 6]
 
 
 def test_lr_when_typed_then_a_resumed_run_goes_on_with_it(

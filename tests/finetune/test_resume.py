@@ -149,26 +149,74 @@ def assert_states_are_not_behind(run_dir: Path) -> None:
         assert not last.is_file() or load_model(last).provenance["step"] <= saved_at
 
 
+@pytest.fixture
+def assert_survives_any_kill(make_spec, assert_same_outcome, monkeypatch, tmp_path):
+    """A run that is killed between any two writes goes on as if it never had been; returns how many."""
+
+    def sweep(config, stages=("ar", "nar")) -> int:
+        snapshots = Snapshots(tmp_path / "whole", tmp_path)
+        with monkeypatch.context() as patch:
+            # everything but the log is written by renaming
+            patch.setattr(Path, "replace", snapshots.before(Path.replace))
+            patch.setattr(RunFolder, "log", snapshots.before(RunFolder.log))
+            patch.setattr(RunFolder, "remove_state", snapshots.before(RunFolder.remove_state))
+            finetune(make_spec(tmp_path, "whole", config=config, stages=stages), Display())
+        assert any(list(folder.rglob(".tmp-*")) for folder in snapshots.folders)
+        for folder in snapshots.folders:
+            assert_states_are_not_behind(folder)
+            pretend_killed(folder)
+            assert read_result(folder).status in ("interrupted", "done")
+            finetune(resumed_spec(folder.name, tmp_path), Display(), resume=True)
+            assert_same_outcome(folder, tmp_path / "whole")
+        return len(snapshots.folders)
+
+    return sweep
+
+
 def test_resume_when_killed_between_any_two_writes_then_as_if_it_never_was(
-    make_spec, make_config, assert_same_outcome, monkeypatch, tmp_path
+    make_config, assert_survives_any_kill
 ):
     stage = {"max_steps": 3, "validate_every": 2, "lr": 3e-3}
     config = make_config(ar=stage, nar=stage | {"max_steps": 1})
-    snapshots = Snapshots(tmp_path / "whole", tmp_path)
-    with monkeypatch.context() as patch:
-        # everything but the log is written by renaming
-        patch.setattr(Path, "replace", snapshots.before(Path.replace))
-        patch.setattr(RunFolder, "log", snapshots.before(RunFolder.log))
-        patch.setattr(RunFolder, "remove_state", snapshots.before(RunFolder.remove_state))
-        finetune(make_spec(tmp_path, "whole", config=config), Display())
-    assert len(snapshots.folders) > 25
-    assert any(list(folder.rglob(".tmp-*")) for folder in snapshots.folders)
-    for folder in snapshots.folders:
-        assert_states_are_not_behind(folder)
-        pretend_killed(folder)
-        assert read_result(folder).status in ("interrupted", "done")
-        finetune(resumed_spec(folder.name, tmp_path), Display(), resume=True)
-        assert_same_outcome(folder, tmp_path / "whole")
+    assert assert_survives_any_kill(config) > 25
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # so high a rate that the average is best, which is then written by itself
+        {"average": "running", "average_period": 1, "lr": 0.2, "schedule": "constant", "validate_every": 1},
+        {"lora_rank": 2, "lora_alpha": 4.0},
+    ],
+    ids=["average", "adapter"],
+)
+def test_resume_when_a_run_with_other_files_is_killed_anywhere_then_as_if_it_never_was(
+    make_config, assert_survives_any_kill, tmp_path, changes
+):
+    config = make_config(ar={"max_steps": 2} | changes, keep=1)
+    assert assert_survives_any_kill(config, ("ar",)) > 10
+    best = read_result(tmp_path / "whole").phases[0].best["weights"]
+    assert best == changes.get("average", "raw")
+
+
+def test_resume_when_killed_after_a_typed_save_then_as_if_it_never_was(
+    make_config, assert_survives_any_kill, monkeypatch, tmp_path
+):
+    calls, collect, save = [], Control._collect, RunFolder.save_state
+
+    def typed(control):
+        calls.append(control)
+        # before the second step of the run that is swept, and of no other
+        return Wishes(save=True) if len(calls) == 2 else collect(control)
+
+    saved = []
+    monkeypatch.setattr(Control, "_collect", typed)
+    monkeypatch.setattr(
+        RunFolder, "save_state", lambda *of: saved.append(of[2]["state"]["step"]) or save(*of)
+    )
+    config = make_config(ar={"max_steps": 2, "validate_every": 2})
+    assert assert_survives_any_kill(config, ("ar",)) > 10
+    assert saved[:2] == [1, 2]
 
 
 def test_resume_when_the_log_was_cut_off_in_a_line_then_the_line_is_forgotten(

@@ -5,6 +5,8 @@ LoRA and int8 quantization reach it. `vallex.model.checkpoint` maps the names.
 """
 
 import math
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from vallex.model.dropout import Dropout, add_dropped, attention, relu_dropout
+
+MAX_COMPILATIONS = 64
 
 
 class KVCache:
@@ -154,6 +158,8 @@ class Decoder(nn.Module):
         self.norm = AdaptiveLayerNorm(d_model) if adaptive else nn.LayerNorm(d_model)
         self.gradient_checkpointing = False
         """Keep only what goes into each layer, and compute the rest again in the backward pass."""
+        self.is_compiled = False
+        """Run the layers compiled in training. All else is too short, or grows by a position at a time."""
 
     def new_cache(self, capacity: int = 0) -> list[KVCache]:
         """An empty cache for each layer, with room for as many positions."""
@@ -177,11 +183,29 @@ class Decoder(nn.Module):
         returns: [B, L - first_wanted, D] float
         """
         condition = () if stage_embedding is None else (stage_embedding,)
-        saves_memory = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer, cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
-            inputs = (x, mask, condition, cache, first_wanted if layer is self.layers[-1] else 0)
-            x = checkpoint(layer, *inputs, use_reentrant=False) if saves_memory else layer(*inputs)
+        is_trained = self.training and torch.is_grad_enabled()
+        saves_memory = self.gradient_checkpointing and is_trained
+        run = _compiled_run() if self.is_compiled and is_trained else _run
+        for layer, own_cache in zip(self.layers, caches or [None] * len(self.layers), strict=True):
+            inputs = (layer, x, mask, condition, own_cache, first_wanted if layer is self.layers[-1] else 0)
+            x = checkpoint(run, *inputs, use_reentrant=False) if saves_memory else run(*inputs)
         return self.norm(x, *condition)
+
+
+def _run(layer: DecoderLayer, *inputs: object) -> Tensor:
+    return layer(*inputs)
+
+
+@cache
+def _compiled_run() -> Callable[..., Tensor]:
+    """`_run` compiled, for any lengths; the layers of a decoder share what is compiled.
+
+    It is once for each kind of pass: of the first layer, the last and those between, of one clip and of
+    several, with padding and without, of AR and NAR. The 8 kinds that torch allows do not suffice, and
+    behind them it would compile nothing more without a word.
+    """
+    torch._dynamo.config.recompile_limit = MAX_COMPILATIONS
+    return torch.compile(_run, dynamic=True)
 
 
 def length_mask(lens: Tensor, length: int) -> Tensor:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 
 import psutil
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 
 from finetune.data.cuts import CutTable
 from finetune.data.dataset import CodesDataset, plan_epoch, plan_validation
+from finetune.failures import ADVICE, is_out_of_memory
 from finetune.log.words import format_seconds
-from finetune.stepping import ADVICE
 from finetune.trainer import FIRST_AUTO_SEC, Trainer
 from vallex.errors import TrainingError
 
@@ -110,7 +109,7 @@ def _measure(trainer: Trainer, max_duration_sec: float) -> _Pass:
         try:
             return _measure_batch(trainer, rows)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise TrainingError(

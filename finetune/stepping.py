@@ -12,16 +12,14 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from finetune.failures import ADVICE, is_out_of_memory, release_unused
 from finetune.optim import schedule_factor
 from finetune.tracking import record
 from finetune.trainer import Trainer
 from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
-
-ADVICE = "set gradient_checkpointing=true, train an adapter (--preset lora-small), or leave out long clips"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +60,7 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
     if is_finite:
         if trainer.weights.with_gradient():
             trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)  # a validation may need their room
         if trainer.average is not None:
             trainer.average.update(state.step)
         trainer.window += sums
@@ -93,7 +92,7 @@ def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) ->
         try:
             sums = _accumulate(trainer, held)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             failed = True
         # outside the handler, whose traceback holds what filled the memory
@@ -108,8 +107,7 @@ def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) ->
             return own
         _halve(trainer, [row[:3] for row in rows if row[0]])
         trainer.draws.set_state(draws)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_unused()
 
 
 def _norm(parameters: list[torch.nn.Parameter]) -> Tensor:

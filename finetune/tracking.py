@@ -7,7 +7,8 @@ import torch
 from accelerate.tracking import get_available_trackers
 
 from finetune.data.prepared import PreparedSet
-from finetune.samples import Speaker, make_speaker
+from finetune.failures import is_out_of_memory, release_unused
+from finetune.samples import Sample, Speaker, make_speaker
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import ConfigError
 from vallex.inference.prompts import NUM_CODEBOOKS
@@ -70,12 +71,28 @@ def record(trainer: "Trainer", kind: str, figures: dict) -> None:
 
 
 def speak_samples(trainer: "Trainer") -> None:
-    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard."""
+    """Speaks the samples with the weights as they are, into `samples/STAGE-step-N/` and TensorBoard.
+
+    Where the device has no room for them, they are left out.
+    """
     step, samples = trainer.state.step, []
     with trainer.weights.whole(trainer.model):  # of which all processes have a part
         if trainer.speaker is not None:
-            samples = trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+            samples = _spoken(trainer)
     for tracker in trainer.accelerator.trackers:
         if tracker.name == "tensorboard":
             for sample in samples:
                 tracker.writer.add_audio(f"samples/{sample.name}", sample.wav[None], step, SAMPLE_RATE_HZ)
+
+
+def _spoken(trainer: "Trainer") -> list[Sample]:
+    step = trainer.state.step
+    try:
+        return trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # outside the handler, whose traceback holds what filled the memory
+    release_unused()
+    trainer.display.note(f"{trainer.stage.upper()}: no room to speak the samples of step {step}; left out")
+    return []

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate.tracking import get_available_trackers
 
 from finetune.data.prepared import PreparedSet
 from finetune.failures import is_out_of_memory, release_unused
 from finetune.samples import Sample, Speaker, make_speaker
+from finetune.untouched import generators_kept
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import ConfigError
 from vallex.inference.prompts import NUM_CODEBOOKS
@@ -45,7 +45,7 @@ def start_reports(trainer: "Trainer", data: PreparedSet) -> None:
         speaker: Speaker | str = f"it takes {NUM_CODEBOOKS} codebooks, and this model has {num_codebooks}"
         if num_codebooks == NUM_CODEBOOKS:
             # networks that are made to be loaded draw weights first, which must not move those of a run
-            with torch.random.fork_rng():
+            with generators_kept(accelerator.device):
                 where = folder.path / SAMPLES_FOLDER
                 speaker = make_speaker(where, data, trainer.config.samples, trainer.config.seed)
         if isinstance(speaker, str):

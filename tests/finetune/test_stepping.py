@@ -59,7 +59,7 @@ def test_step_when_memory_is_short_then_goes_on_in_parts_with_the_same_weights(
 def test_step_when_one_clip_has_no_room_then_says_its_length_and_what_to_do(usual, monkeypatch):
     monkeypatch.setattr(VALLE, "forward", out_of_memory_above(0))
     monkeypatch.setattr(
-        probe, "_measure_batch", lambda trainer, cuts: probe._Pass(kept_bytes=1, batch_sec=1, seconds=1)
+        probe, "_measure_batch", lambda trainer, cuts: probe._Pass(num_bytes=1, batch_sec=1, seconds=1)
     )
     with pytest.raises(
         TrainingError, match=r"at step 1 of the AR: no room for one clip alone; .* has \d\.\d s\. set grad"

@@ -20,6 +20,7 @@ from finetune.tracking import record
 from finetune.trainer import Trainer
 from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
+from vallex.model.prefix import NarPrefix, draw_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,11 +121,11 @@ def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
     trainer.wrapped.train()
     trainer.model.zero_grad(set_to_none=True)
     sums = torch.zeros_like(trainer.window)
-    for part, codebook in _parts(trainer, held, trainer.draws):
+    for part, codebook, prefix in _parts(trainer, held, trainer.draws):
         out = trainer.wrapped(
-            part.to(accelerator.device, non_blocking=True),
+            part.to(accelerator.device),
             codebook,
-            generator=trainer.draws,
+            prefix=prefix,
             label_smoothing=trainer.stage_config.label_smoothing,
         )
         # of the NAR's heads a step has one: where only others are trained, it has no gradient
@@ -134,14 +135,17 @@ def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
     return sums
 
 
-def _parts(trainer: Trainer, held: list[Batch], draws: torch.Generator) -> Iterator[tuple[Batch, int]]:
-    """The parts of a step's batches, each with its codebook, which a batch draws as a whole."""
+def _parts(
+    trainer: Trainer, held: list[Batch], draws: torch.Generator
+) -> Iterator[tuple[Batch, int, NarPrefix | None]]:
+    """The parts of a step's batches, each with its prefix and the codebook that its batch has drawn."""
+    config = trainer.model.config
     for batch in held:
         codebook = 0
         if trainer.stage == "nar":
-            codebook = int(torch.randint(1, trainer.model.config.num_quantizers, (), generator=draws))
+            codebook = int(torch.randint(1, config.num_quantizers, (), generator=draws))
         for part in batch.split(trainer.state.num_parts):
-            yield part, codebook
+            yield part, codebook, draw_prefix(config, part, draws) if codebook else None
 
 
 def _scale(trainer: Trainer) -> float:
@@ -256,11 +260,11 @@ def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor, broken: list
     with ExitStack() as stack, torch.no_grad(), torch.random.fork_rng():
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(partial(_look, name, found)).remove)
-        for part, codebook in list(_parts(trainer, held, generator)):
+        for part, codebook, prefix in _parts(trainer, held, generator):
             model(
                 part.to(trainer.accelerator.device),
                 codebook,
-                generator=generator,
+                prefix=prefix,
                 label_smoothing=trainer.stage_config.label_smoothing,
             )
         for name, buffer in model.named_buffers():

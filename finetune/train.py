@@ -16,6 +16,7 @@ from finetune.data.dataset import train_batches, valid_batches
 from finetune.data.prepared import PreparedSet
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
+from finetune.precision import faster_precision
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
 from finetune.stepping import Step, take_step
 from finetune.tracking import record, speak_samples, start_reports
@@ -43,6 +44,8 @@ def train_stage(trainer: Trainer, data: PreparedSet, control: Control) -> TrainS
     display.stage_started(stage, state.step, trainer.total_steps, _groups(trainer))
     if state.base is None:
         display.note(str(estimate_stage(trainer)))
+        if faster := faster_precision(trainer.config.precision, trainer.accelerator.device):
+            display.note(f"{stage.upper()}: precision={faster} is several times as fast on this GPU as fp32")
         _check_evaluation(trainer)
         state.base = _score(trainer).to_dict()
         record(trainer, "valid", state.base)

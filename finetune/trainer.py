@@ -23,6 +23,7 @@ from finetune.display import Display
 from finetune.freezing import ParameterGroup, optimizer_groups
 from finetune.model_setup import load_trained_tensors, set_up_model, trained_tensors
 from finetune.optim import build_optimizer
+from finetune.precision import check_precision
 from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
@@ -135,6 +136,7 @@ def make_accelerator(config: FinetuneConfig, *, logs: Path | None = None) -> Acc
             f"precision is fp16, which a {accelerator.device.type} does not train in. "
             "Set precision=bf16 or precision=fp32"
         )
+    check_precision(precision, accelerator.device, "precision")
     return accelerator
 
 

@@ -18,7 +18,7 @@ from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
 from finetune.precision import faster_precision
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
-from finetune.stepping import Step, take_step
+from finetune.stepping import Step, take_step, way_on
 from finetune.tracking import record, speak_samples, start_reports
 from finetune.trainer import (
     Trainer,
@@ -157,7 +157,7 @@ def _check_finite(trainer: Trainer, loss: float, what: str) -> None:
         raise trainer.processes.shared_fault(
             f"the {trainer.stage.upper()} {what} is {loss} at step {trainer.state.step}: the learning rate "
             f"{trainer.lr:g} is too high for these weights, or fp16 overflowed; lower "
-            f"{trainer.stage}.lr or set precision=bf16. What was saved at earlier validations is whole"
+            f"{trainer.stage}.lr or set precision=bf16. {way_on(trainer)}"
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from finetune.failures import is_out_of_memory, release_unused
+from finetune.precision import dtype_of_sums
 from vallex.errors import TrainingError
 from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
@@ -50,8 +51,7 @@ def evaluate(
     """
     device = next(model.parameters()).device
     codebooks = [0] if stage == "ar" else list(range(1, model.config.num_quantizers))
-    precise = torch.float32 if device.type == "mps" else torch.float64  # which Apple's GPUs have not
-    totals = torch.zeros(len(codebooks), 5, dtype=precise, device=device)
+    totals = torch.zeros(len(codebooks), 5, dtype=dtype_of_sums(device), device=device)
     with evaluating(model):
         for batch in batches:
             totals += _totals(model, batch, codebooks, device)

@@ -32,5 +32,10 @@ def faster_precision(precision: str, device: torch.device) -> str | None:
     return "bf16" if precision == "fp32" and device.type == "cuda" and _has_bf16() else None
 
 
+def dtype_of_sums(device: torch.device) -> torch.dtype:
+    """What long sums are kept in: float64, which Apple's GPUs have not."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def _has_bf16() -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)

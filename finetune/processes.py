@@ -91,6 +91,12 @@ class Processes:
         """Waits until every process is here."""
         self.gather([0.0])  # gloo does not wait for nothing
 
+    def part(self) -> None:
+        """Ends what joins the processes, of which none needs another from here on."""
+        if self._group is not None:
+            distributed.destroy_process_group()
+            self._group = None
+
     def shared_fault(self, message: str) -> TrainingError:
         """The error of a fault that all processes come to at once, which the first alone tells."""
         return TrainingError(message) if self.is_main else PartnerLostError(message)

@@ -86,6 +86,7 @@ def finetune(
             raise failure from error
         raise
     folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
+    processes.part()
     if status == "done" and folder.is_writer and spec.config.evaluation != "none":
         from finetune.scoring.run_scores import score_at_the_end
 

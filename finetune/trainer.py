@@ -152,6 +152,9 @@ def set_up_stage(
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
     accelerator = make_accelerator(config, logs=folder.path / LOGS_FOLDER / stage)
+    if accelerator.scaler is not None:
+        # it makes its scale at its first use, which may come too late: a process may reach nothing trained
+        accelerator.scaler.scale(torch.zeros(1, device=accelerator.device))
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     groups = set_up_model(stage, config, model)

@@ -95,6 +95,7 @@ def one_of_them(rank: int, port: int, spec: RunSpec, launch: Launch, outcomes) -
         VALLE.forward = partialmethod(partial(launch.fault, VALLE.forward))
     try:
         outcome = finetune(spec, StopAt(*launch.stop_at), resume=launch.resume).status
+        assert not torch.distributed.is_initialized()  # NCCL warns where it is left so
     except TrainingError as error:
         outcome = f"{type(error).__name__}: {error}"
     outcomes.put((rank, outcome))

@@ -260,6 +260,28 @@ def test_gradients_when_infinite_at_any_scale_of_fp16_then_the_run_ends(
     assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "fault"] == [4, 5]
 
 
+def test_step_in_fp16_when_only_another_process_reaches_what_is_trained_then_is_taken(
+    usual, monkeypatch, tmp_path, read_log
+):
+    made = trainer.make_accelerator
+
+    def make_scaling(*args, **settings):
+        accelerator = made(*args, **settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        return accelerator
+
+    def accumulate(trainer, held):
+        trainer.model.zero_grad(set_to_none=True)
+        for parameter in trainer.weights.trained:
+            parameter.grad = torch.zeros_like(parameter)  # as `sum_gradients` gives what others have computed
+        return torch.ones_like(trainer.window)
+
+    monkeypatch.setattr(trainer, "make_accelerator", make_scaling)
+    monkeypatch.setattr(stepping, "_accumulate", accumulate)
+    finetune(usual(ar={"max_steps": 2}), Display())
+    assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
+
+
 def test_steps_when_too_many_are_not_finite_then_the_run_ends_and_can_go_on(usual, poison, tmp_path):
     poison(3, 4)
     spec = usual(max_faults=1)

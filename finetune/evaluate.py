@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, field
 import torch
 from accelerate import Accelerator
 
+from finetune.failures import is_out_of_memory, release_unused
+from finetune.precision import dtype_of_sums
+from vallex.errors import TrainingError
+from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
 from vallex.model.config import MAX_PROMPT_FRAMES
 from vallex.model.network import VALLE, LossOutput
@@ -43,13 +47,14 @@ def evaluate(
 
     stage: "ar" or "nar"
     accelerator: sums over the processes of a run, each of which has its own batches
+    errors: TrainingError where the device has no room for one utterance alone
     """
     device = next(model.parameters()).device
     codebooks = [0] if stage == "ar" else list(range(1, model.config.num_quantizers))
-    totals = torch.zeros(len(codebooks), 5, dtype=torch.float64, device=device)
+    totals = torch.zeros(len(codebooks), 5, dtype=dtype_of_sums(device), device=device)
     with evaluating(model):
         for batch in batches:
-            totals += _totals(model, batch.to(device), codebooks)
+            totals += _totals(model, batch, codebooks, device)
     if accelerator is not None:
         totals = accelerator.reduce(totals, reduction="sum")
     figures = [_means(row, stage) for row in [totals.sum(dim=0).tolist(), *totals.tolist()]]
@@ -74,10 +79,24 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def _totals(model: VALLE, batch: Batch, codebooks: list[int]) -> torch.Tensor:
-    """A row of sums for each codebook: [N, 5] float64."""
-    prefix = evaluation_prefix(model, batch)
-    return torch.stack([_sums(model(batch, number, prefix=prefix)) for number in codebooks])
+def _totals(model: VALLE, batch: Batch, codebooks: list[int], device: torch.device) -> torch.Tensor:
+    """A row of sums for each codebook: [N, 5] float32; of a batch without room, the sums of its halves."""
+    try:
+        # while the lengths are on the host, where to look at them waits for nothing
+        prefix, there = evaluation_prefix(model, batch), batch.to(device)
+        return torch.stack([_sums(model(there, number, prefix=prefix)) for number in codebooks])
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(batch.text) == 1:
+            seconds = int(batch.code_lens) / FRAME_RATE_HZ
+            raise TrainingError(
+                f"out of memory: no room to validate {batch.ids[0]!r} of {seconds:.1f} s alone; leave it out "
+                "of the validation set, or cut it"
+            ) from error
+    # outside the handler, whose traceback holds what filled the memory
+    release_unused()
+    return sum(_totals(model, half, codebooks, device) for half in batch.split(2))
 
 
 def _means(sums: list[float], stage: str) -> dict[str, float]:
@@ -99,4 +118,4 @@ def evaluation_prefix(model: VALLE, batch: Batch) -> NarPrefix:
 
 def _sums(out: LossOutput) -> torch.Tensor:
     counts = (out.num_targets, out.top1_correct, out.top10_correct, out.num_frames)
-    return torch.stack([out.loss, *counts]).double()
+    return torch.stack([out.loss, *counts])

@@ -83,8 +83,8 @@ class Eve(torch.optim.Optimizer):
         tensors = [p for p in params if p.numel() > 1]
         if tensors and group["weight_decay"]:
             limits = [group["target_rms"] * p.numel() ** 0.5 for p in tensors]
-            norms = torch.stack(torch._foreach_norm(tensors))
-            is_large = norms > norms.new_tensor(limits)
+            # less numbers, not than a tensor, which would be copied to the device and waited for
+            is_large = torch.stack(torch._foreach_sub(torch._foreach_norm(tensors), limits)) > 0
             torch._foreach_mul_(tensors, list((1 - group["weight_decay"] * is_large).unbind()))
         steps = [-group["lr"] / (1 - beta1 ** state["step"]) for state in states]
         torch._foreach_addcdiv_(params, moments, denominators, steps)

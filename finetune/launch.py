@@ -10,15 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from vallex.errors import ConfigError, TrainingError
 
 LOST_PARTNER = 75
 """How a process of ours ends when another is gone, which the launcher then tells."""
 LAUNCHED = "VALLEX_LAUNCHED"
+"""Holds a path where a process of ours that has lost another writes what it has seen of that."""
 _LAUNCHERS = {LAUNCHED, "TORCHELASTIC_RUN_ID"}
 _ECHO_SEC = 1.0  # within which a launcher passes on a signal that has come by itself as well
 _ENDED_WELL = (0, 130)
@@ -76,11 +79,16 @@ def interrupt_once() -> None:
 @contextmanager
 def ends_with_its_partners() -> Iterator[None]:
     """Ends a process whose partners are gone without a word where somebody else tells of it."""
-    from finetune.processes import PartnerLostError
+    from finetune.processes import PartnerLostError, first_line
 
     try:
         yield
-    except PartnerLostError:
+    except PartnerLostError as error:
+        if LAUNCHED in os.environ:
+            with suppress(OSError), Path(os.environ[LAUNCHED]).open("x", encoding="utf-8") as seen:
+                seen.write(
+                    first_line(error.__cause__ or error)
+                )  # the first of them, before the others follow
         if LAUNCHED in os.environ or not is_first():
             os._exit(LOST_PARTNER)  # an orderly end waits for threads of gloo, and is aborted by them
         raise
@@ -104,10 +112,14 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
             child.send_signal(signum)
 
     before = {number: signal.signal(number, pass_on) for number in stop_signals()}
+    folder = tempfile.TemporaryDirectory(prefix="vallex-")
+    seen = Path(folder.name) / "seen"
     try:
-        children += [_start(arguments, rank, num_processes, port) for rank in range(num_processes)]
+        children += [_start(arguments, rank, num_processes, port, seen) for rank in range(num_processes)]
         rank, code = _wait(children)
+        told = seen.read_text(encoding="utf-8") if seen.exists() else "it did not say why"
     finally:
+        folder.cleanup()
         for child in children:
             child.kill()
             child.wait()
@@ -121,7 +133,7 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
     if code == LOST_PARTNER:
         raise TrainingError(
             f"the {num_processes} processes have lost each other: one waited too long for another, or its "
-            "connection broke. What was saved is whole; go on with --resume"
+            f"connection broke ({told}). What was saved is whole; go on with --resume"
         )
     return code
 
@@ -144,7 +156,9 @@ def _wait(children: Sequence[subprocess.Popen]) -> tuple[int, int]:
     return next(iter([*causes, *failures]), (0, codes[0]))
 
 
-def _start(arguments: Sequence[str], rank: int, num_processes: int, port: int) -> subprocess.Popen:
+def _start(
+    arguments: Sequence[str], rank: int, num_processes: int, port: int, seen: Path
+) -> subprocess.Popen:
     num_threads = max(1, (os.cpu_count() or 1) // num_processes)
     here = {
         "RANK": rank,
@@ -154,7 +168,7 @@ def _start(arguments: Sequence[str], rank: int, num_processes: int, port: int) -
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", num_threads),
-        LAUNCHED: 1,
+        LAUNCHED: seen,
     }
     silent = {} if rank == 0 else {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     return subprocess.Popen(

@@ -1,26 +1,29 @@
 """What a stage will need, measured before it starts: one forward and backward pass of its longest batch.
 
-Memory is counted as what the pass keeps for its backward half, which is known on every device and without
-filling it; what is short-lived is a share on top (OVERHEAD).
+On a GPU memory is its peak. Elsewhere it is counted as what the pass keeps for its backward half; what is
+short-lived is a share on top (OVERHEAD). Validations keep nothing, and halve what has no room.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import psutil
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
 
 from finetune.data.cuts import CutTable
 from finetune.data.dataset import CodesDataset, plan_epoch, plan_validation
+from finetune.failures import ADVICE, is_out_of_memory
 from finetune.log.words import format_seconds
-from finetune.stepping import ADVICE
 from finetune.trainer import FIRST_AUTO_SEC, Trainer
+from finetune.untouched import generators_kept, statistics_kept
 from vallex.errors import TrainingError
+from vallex.model.batch import Batch
 
 OVERHEAD = 1.3
-"""Peak memory of a pass over what it keeps: gradients of activations, logits."""
+"""Peak memory of a pass over what it keeps: gradients of activations, logits; where it cannot be measured."""
 USABLE = 0.8
 """Of the memory that is free, what a batch may plan to take."""
 MAX_AUTO_SEC = 80.0
@@ -58,9 +61,9 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """kept_bytes: by one pass for its backward half; batch_sec: with padding; seconds: that it took."""
+    """num_bytes: at its peak, beside weights and gradients; batch_sec: with padding; seconds: it took."""
 
-    kept_bytes: int
+    num_bytes: int
     batch_sec: float
     seconds: float
 
@@ -80,13 +83,13 @@ def estimate_stage(trainer: Trainer) -> Estimate:
     passes = 1 if trainer.stage == "ar" else trainer.model.config.num_quantizers - 1
     interval = settings.validate_every or trainer.steps_per_epoch
     validations = 1 + -(-num_steps // interval)
-    kept = one.kept_bytes / one.batch_sec * trainer.batching.max_duration_sec
+    batch_bytes = one.num_bytes / one.batch_sec * trainer.batching.max_duration_sec
     return Estimate(
         stage=trainer.stage,
         num_steps=num_steps,
         batch_sec=trainer.batching.max_duration_sec,
         seconds=second * (num_steps * settings.accumulate * mean_sec + validations * passes * valid_sec / 3),
-        memory_bytes=int(_model_bytes(trainer) + _training_bytes(trainer) + OVERHEAD * kept),
+        memory_bytes=int(_model_bytes(trainer) + _training_bytes(trainer) + batch_bytes),
         free_bytes=int(_model_bytes(trainer) + _free_bytes(trainer)),
     )
 
@@ -96,7 +99,7 @@ def fit_to_memory(trainer: Trainer) -> float:
     with trainer.weights.whole(trainer.half):
         one = _measure(trainer, FIRST_AUTO_SEC)
     room = USABLE * _free_bytes(trainer) - _training_bytes(trainer)
-    bytes_a_second = max(OVERHEAD * one.kept_bytes / one.batch_sec, 1.0)
+    bytes_a_second = max(one.num_bytes / one.batch_sec, 1.0)
     seconds = min(max(room / bytes_a_second, 1.0), MAX_AUTO_SEC)
     seconds = torch.tensor([float(int(seconds))], device=trainer.accelerator.device)
     return float(trainer.accelerator.gather(seconds).min())
@@ -110,7 +113,7 @@ def _measure(trainer: Trainer, max_duration_sec: float) -> _Pass:
         try:
             return _measure_batch(trainer, rows)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise TrainingError(
@@ -127,33 +130,77 @@ def _measure_batch(trainer: Trainer, rows: Sequence[int]) -> _Pass:
     # a set of its own: prompts are drawn by epoch, and nothing of the run's may move
     table = trainer.train_set.table
     batch = CodesDataset(table, trainer.train_set.collator)[rows].to(device)
-    kept: dict[int, int] = {}
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    measure = _on_gpu if device.type == "cuda" else _by_counting
+    model.train()
+    # uncompiled, because to compile takes minutes once, and a pass not
+    with statistics_kept(model), generators_kept(device), torch.compiler.set_stance("force_eager"):
+        num_bytes, seconds = measure(trainer, batch)
+    return _Pass(num_bytes=num_bytes, batch_sec=_padded_sec(table, rows), seconds=seconds)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+
+def _on_gpu(trainer: Trainer, batch: Batch) -> tuple[int, float]:
+    """Peak memory beyond what there was, and seconds: of the second pass, for the first loads kernels."""
+    device = trainer.accelerator.device
+    _backward(trainer.model, _loss(trainer, batch))
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before, began = torch.cuda.memory_allocated(device), time.monotonic()
+    _backward(trainer.model, _loss(trainer, batch))
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before, time.monotonic() - began
+
+
+def _by_counting(trainer: Trainer, batch: Batch) -> tuple[int, float]:
+    """What a pass keeps for its backward half, with what is short-lived as a share, and its seconds."""
+    layer, inputs = trainer.half.decoder.layers[0], []
+    caught = layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
+    began = time.monotonic()
+    try:
+        loss, kept_bytes = _count_kept(trainer.model, lambda: _loss(trainer, batch))
+    finally:
+        caught.remove()
+    _backward(trainer.model, loss)
+    seconds = time.monotonic() - began
+    if trainer.half.decoder.gradient_checkpointing:
+        # only what goes into the layers was kept; one of them at a time is computed again
+        with trainer.accelerator.autocast():
+            kept_bytes += _count_kept(trainer.model, lambda: layer(*inputs[0]))[1]
+    return int(OVERHEAD * kept_bytes), seconds
+
+
+def _count_kept(model: nn.Module, compute: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What a computation gives, and the bytes that it keeps for its backward half beside the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    model.train()
-    # uncompiled, because to compile takes minutes once, and a pass not
-    with torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
-        began = time.monotonic()
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            stage = 0 if trainer.stage == "ar" else 1
-            loss = model(batch, stage, generator=torch.Generator().manual_seed(0)).loss
-        if loss.requires_grad:
-            # not backward(), which would leave gradients where none are taken off again
-            torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = time.monotonic() - began
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
-    return _Pass(kept_bytes=sum(kept.values()), batch_sec=_padded_sec(table, rows), seconds=seconds)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        return compute(), sum(kept.values())
+
+
+def _loss(trainer: Trainer, batch: Batch) -> Tensor:
+    stage = 0 if trainer.stage == "ar" else 1
+    return trainer.model(batch, stage, generator=torch.Generator().manual_seed(0)).loss
+
+
+def _backward(model: nn.Module, loss: Tensor) -> None:
+    """The backward half of a pass; gradients, which are counted by themselves, are let go as they come."""
+    if not loss.requires_grad:
+        return
+    with ExitStack() as stack:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                stack.callback(parameter.register_post_accumulate_grad_hook(_let_go).remove)
+        loss.backward()
+
+
+def _let_go(parameter: nn.Parameter) -> None:
+    parameter.grad = None
 
 
 def _padded_sec(table: CutTable, rows: Sequence[int]) -> float:

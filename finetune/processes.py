@@ -28,7 +28,12 @@ _REFUSED = {
     "set it to false, and --set gradient_checkpointing=true",
 }
 """What accelerate's configuration file may ask for, by the variables that it becomes, and is not done."""
-_CONNECTION_ERROR = re.compile(r"gloo|nccl|connection (closed|reset|refused)|socket", re.IGNORECASE)
+_CONNECTION_ERROR = re.compile(
+    r"connection (was |likely )*(closed|reset|refused)|closed by (remote )?peer|broken pipe"
+    r"|remote process exiting|timed out (waiting|after)|(collective operation|application|socket) timeout",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and torch's store say where the other end is gone; they fail for other reasons too."""
 
 
 class PartnerLostError(TrainingError):
@@ -86,6 +91,12 @@ class Processes:
         """Waits until every process is here."""
         self.gather([0.0])  # gloo does not wait for nothing
 
+    def part(self) -> None:
+        """Ends what joins the processes, of which none needs another from here on."""
+        if self._group is not None:
+            distributed.destroy_process_group()
+            self._group = None
+
     def shared_fault(self, message: str) -> TrainingError:
         """The error of a fault that all processes come to at once, which the first alone tells."""
         return TrainingError(message) if self.is_main else PartnerLostError(message)
@@ -108,6 +119,11 @@ class Processes:
             if self.num == 1 or not _CONNECTION_ERROR.search(str(error)):
                 raise
             raise PartnerLostError(
-                f"another of the run's {self.num} processes has ended, and this one cannot go on alone. What "
-                "was saved is whole; go on with --resume"
+                f"another of the run's {self.num} processes has ended, and this one cannot go on alone "
+                f"({first_line(error)}). What was saved is whole; go on with --resume"
             ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the trace that libraries put behind it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

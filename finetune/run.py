@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 import vallex
 from finetune.branching import check_branch, command_to_train_on, make_branch
@@ -18,6 +19,7 @@ from finetune.data.cuts import table_of
 from finetune.data.prepared import PreparedSet, load_prepared
 from finetune.display import Display
 from finetune.environment import describe_machine
+from finetune.failures import ADVICE, failure_of, is_out_of_memory, one_line
 from finetune.heartbeat import beat
 from finetune.model_setup import check_compiler, check_groups, taught_config, untaught_half
 from finetune.optim import check_optimizer
@@ -30,7 +32,7 @@ from finetune.run_spec import RunSpec, differences
 from finetune.sharing import check_sharing
 from finetune.train import plan_stage, train_stage
 from finetune.trainer import make_accelerator, set_up_stage
-from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError, VallexError
+from vallex.errors import CheckpointError, ConfigError, DataError, RunError, TrainingError
 from vallex.files import remove_temporaries, sha256_of
 from vallex.model.added_languages import extend_languages
 from vallex.model.checkpoint import RELEASED_SIZES, load_model
@@ -71,14 +73,16 @@ def finetune(
     with processes.watched():
         begun_in = path if resume else resume_from
         folder = _open_folder(path, spec, model, data, begun_in, processes)
+    starting = [model]  # taken out by the first stage, and gone when that ends
+    del model
     with folder.beating():
         before, began = folder.result.seconds, time.monotonic()
         try:
             control = Control(processes, path / STOP_FILE, display.note)
             with processes.watched(), control.listening():
-                status = _train_stages(spec, model, data, folder, display, control)
+                status = _train_stages(spec, starting, data, folder, display, control)
         except BaseException as error:
-            failure = _failure(error)
+            failure = failure_of(error)
             # what failed first is told, though a full disk may keep it out of the result
             with suppress(OSError):
                 folder.write(seconds=round(before + time.monotonic() - began, 3))
@@ -87,7 +91,7 @@ def finetune(
                 raise failure from error
             raise
         folder.write(status=status, seconds=round(before + time.monotonic() - began, 3))
-        del model
+        processes.part()
         if status == "done" and folder.is_writer and spec.config.evaluation != "none":
             from finetune.scoring.run_scores import score_at_the_end
 
@@ -105,13 +109,21 @@ def plan(spec: RunSpec, display: Display) -> list[Estimate]:
     _check_folder(spec.runs_dir / spec.name, spec, resume=False)
     estimates = []
     for stage in spec.stages:
-        model, data = _load_and_check(spec, processes)  # anew: a stage makes the model its own
-        result = _new_result(spec, model, data)
-        folder = RunFolder(spec.runs_dir / spec.name, result, is_writer=False)
-        estimates.append(
-            plan_stage(set_up_stage(stage, spec.config, model, data, folder, display, processes))
-        )
+        try:
+            estimates.append(_plan_stage(stage, spec, display, processes))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(f"out of memory: the {stage.upper()} has no room here. {ADVICE}") from error
+        clear_device_cache(garbage_collection=True)
     return estimates
+
+
+def _plan_stage(stage: str, spec: RunSpec, display: Display, processes: Processes) -> Estimate:
+    model, data = _load_and_check(spec, processes)  # anew: a stage makes the model its own
+    result = _new_result(spec, model, data)
+    folder = RunFolder(spec.runs_dir / spec.name, result, is_writer=False)
+    return plan_stage(set_up_stage(stage, spec.config, model, data, folder, display, processes))
 
 
 def _load_and_check(spec: RunSpec, processes: Processes) -> tuple[VALLE, PreparedSet]:
@@ -324,12 +336,21 @@ def _new_result(spec: RunSpec, model: VALLE, data: PreparedSet) -> RunResult:
 
 
 def _train_stages(
-    spec: RunSpec, model: VALLE, data: PreparedSet, folder: RunFolder, display: Display, control: Control
+    spec: RunSpec,
+    starting: list[VALLE],
+    data: PreparedSet,
+    folder: RunFolder,
+    display: Display,
+    control: Control,
 ) -> str:
-    """Stage after stage; the NAR goes on from the AR's best weights. "done" or "stopped"."""
+    """Stage after stage; the NAR goes on from the AR's best weights. "done" or "stopped".
+
+    starting: the model that the run begins with; it is emptied, so that nothing holds the model afterwards
+    """
     done = {phase.phase for phase in folder.result.phases if phase.status == "done"}
     if done.issuperset(spec.stages):
         display.note(f"It was done already. To train it on: {command_to_train_on(spec)}")
+    model = starting.pop()
     if note := untaught_half(model, spec.config, spec.stages):
         display.note(note)
     provenance, untaught = model.provenance, model.config
@@ -347,7 +368,9 @@ def _train_stages(
         try:
             trainer = set_up_stage(stage, spec.config, model, data, folder, display, control.processes)
             state = train_stage(trainer, data, control)
-            del trainer  # its optimizer has the size of a model or two
+            # with its optimizer three or four times a model, which the next stage needs on the device
+            del trainer, model
+            clear_device_cache(garbage_collection=True)
         finally:
             display.stage_ended()
         folder.close_stage(state, "stopped" if control.is_stopped else "done")
@@ -374,21 +397,3 @@ def _adapter_origin(spec: RunSpec, model: VALLE, folder: RunFolder, stage: str) 
         # from the adapter's own folder, so that a run folder can be moved
         path = f"../{folder.checkpoint('ar', 'best').name}"
     return AdapterOrigin(base={"path": path, "fingerprint": fingerprint_of(model)})
-
-
-def _failure(error: BaseException) -> BaseException:
-    """What a run that is broken off raises: a TrainingError for what a user can mend, as a full disk is."""
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return TrainingError(
-            f"{where}{error.strerror or error}. What was saved is whole; mend that, and go on with --resume"
-        )
-    if isinstance(error, VallexError) and not isinstance(error, TrainingError):
-        return TrainingError(str(error))
-    return error
-
-
-def one_line(error: BaseException) -> str:
-    """What a result says of an error."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, VallexError) else f"{type(error).__name__}: {text}"

@@ -4,7 +4,7 @@ config.json      what was asked for: settings, preset, data, checkpoint, stages
 metrics.jsonl    a line a log interval and a validation
 checkpoints/     {ar,nar}-{last,best,step-N}.safetensors, each a whole model; an adapter is a folder
 samples/         {ar,nar}-step-N/, what was spoken at a validation
-faults/          batches of steps that were not finite, for inspection
+faults/          steps that were not finite, for inspection: their batches, and what they began with
 state-ar.pt      what a stopped stage goes on from; gone when the next stage begins, the last one's stays
 result.json      what was run on what, and how it ended
 heartbeat        touched while its process works
@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,15 +151,16 @@ class RunFolder:
         self._forget_after(stage, state["state"]["step"], state.get("log_bytes"))
         return state
 
-    def save_fault(self, stage: str, step: int, content: dict, *, is_own: bool = True) -> Path:
-        """Writes the batches of a step that was not finite, in the process whose they are; returns where."""
+    def save_fault(self, stage: str, step: int, content: dict) -> Path | None:
+        """Writes a step that was not finite; returns where, or None where that cannot be written."""
         import torch
 
         path = self.path / "faults" / f"{stage}-step-{step}.pt"
-        if not is_own:
-            return path
-        with suppress(OSError, RuntimeError), atomic_write(path) as temporary:
-            torch.save(content, temporary)  # for inspection: no room for it is no reason to end
+        try:
+            with atomic_write(path) as temporary:
+                torch.save(content, temporary)
+        except (OSError, RuntimeError):
+            return None  # for inspection: no room for it is no reason to end
         return path
 
     def remove_state(self, stage: str) -> None:

@@ -13,6 +13,7 @@ from finetune.evaluate import evaluating
 from finetune.scoring.judges import Judges
 from finetune.scoring.plan import Sentence, make_plan
 from finetune.scoring.spoken import Bench, copy_of, original_of, speak_plan
+from finetune.untouched import generators_kept
 from vallex.codec import load_codec, load_vocoder
 from vallex.codec.audio import SAMPLE_RATE_HZ, save_audio
 from vallex.errors import AudioError, DataError, WeightsError
@@ -74,7 +75,7 @@ class Speaker:
         """Speaks every sentence into the folder `name`; leaves mode and generators as they were."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        with torch.random.fork_rng(), evaluating(model):
+        with generators_kept(next(model.parameters()).device), evaluating(model):
             synthesizer = Synthesizer(model, self.bench.vocoder, self.bench.tokenizer)
             takes, _ = speak_plan(synthesizer, self.bench)
         comment = f"synthetic speech by vallex, {self.folder.parent.name} {name}"

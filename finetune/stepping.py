@@ -12,16 +12,23 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
+from finetune.failures import ADVICE, is_out_of_memory, release_unused
 from finetune.optim import schedule_factor
 from finetune.tracking import record
 from finetune.trainer import Trainer
+from finetune.untouched import (
+    generators_kept,
+    generators_of,
+    set_generators,
+    set_statistics,
+    statistics_kept,
+    statistics_of,
+)
 from vallex.inference.prompts import FRAME_RATE_HZ
 from vallex.model.batch import Batch
-
-ADVICE = "set gradient_checkpointing=true, train an adapter (--preset lora-small), or leave out long clips"
+from vallex.model.prefix import NarPrefix, draw_prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +48,7 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
     began = time.monotonic()
     state, settings = trainer.state, trainer.stage_config
     held = [next(batches) for _ in range(settings.accumulate)]
-    before = trainer.draws.get_state()
+    start = _Start.of(trainer)
     learning_rate = trainer.lr * schedule_factor(
         settings.schedule,
         state.step,
@@ -53,20 +60,49 @@ def take_step(trainer: Trainer, batches: Iterator[Batch]) -> Step:
     for group in trainer.optimizer.param_groups:
         group["lr"] = learning_rate * group["lr_factor"]
     with trainer.weights.whole(trainer.half):
-        own = _accumulate_in_memory(trainer, held, before)
+        own = _accumulate_in_memory(trainer, held, start)
         sums = trainer.accelerator.reduce(own.sums, reduction="sum")
         grad_norm, is_finite = _normalize(trainer, sums)
         state.step += 1
         if not is_finite:
-            _skip(trainer, held, before, own, learning_rate)
+            set_statistics(trainer.model, start.statistics)
+            _skip(trainer, held, start, own, learning_rate)
     if is_finite:
         if trainer.weights.with_gradient():
             trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)  # a validation may need their room
         if trainer.average is not None:
             trainer.average.update(state.step)
         trainer.window += sums
     state.seconds += time.monotonic() - began
     return Step(learning_rate=learning_rate, grad_norm=grad_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What a step begins with, beside weights and batches: what it takes to compute it once more.
+
+    draws: state of the generator of codebooks and prefixes
+    generators: those of dropout
+    statistics: the buffers of the prenets
+    """
+
+    draws: Tensor
+    generators: dict[str, Tensor]
+    statistics: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "_Start":
+        return cls(
+            draws=trainer.draws.get_state(),
+            generators=generators_of(trainer.accelerator.device),
+            statistics=statistics_of(trainer.model),
+        )
+
+    def restore(self, trainer: Trainer) -> None:
+        trainer.draws.set_state(self.draws)
+        set_generators(self.generators, trainer.accelerator.device)
+        set_statistics(trainer.model, self.statistics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +117,7 @@ class _Own:
     grad_norm: Tensor
 
 
-def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) -> _Own:
+def _accumulate_in_memory(trainer: Trainer, held: list[Batch], start: _Start) -> _Own:
     """The gradients of a step's batches over all processes, in as many parts as memory asks for.
 
     Losses are sums, so that the parts of a batch give the gradient of the whole. Until every process has its
@@ -93,7 +129,7 @@ def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) ->
         try:
             sums = _accumulate(trainer, held)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not is_out_of_memory(error):
                 raise
             failed = True
         # outside the handler, whose traceback holds what filled the memory
@@ -107,9 +143,8 @@ def _accumulate_in_memory(trainer: Trainer, held: list[Batch], draws: Tensor) ->
             weights.sum_gradients([any(column) for column in zip(*(row[3:] for row in rows), strict=True)])
             return own
         _halve(trainer, [row[:3] for row in rows if row[0]])
-        trainer.draws.set_state(draws)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        start.restore(trainer)
+        release_unused()
 
 
 def _norm(parameters: list[torch.nn.Parameter]) -> Tensor:
@@ -122,11 +157,11 @@ def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
     trainer.wrapped.train()
     trainer.model.zero_grad(set_to_none=True)
     sums = torch.zeros_like(trainer.window)
-    for part, codebook in _parts(trainer, held, trainer.draws):
+    for part, codebook, prefix in _parts(trainer, held, trainer.draws):
         out = trainer.wrapped(
-            part.to(accelerator.device, non_blocking=True),
+            part.to(accelerator.device),
             codebook,
-            generator=trainer.draws,
+            prefix=prefix,
             label_smoothing=trainer.stage_config.label_smoothing,
         )
         # of the NAR's heads a step has one: where only others are trained, it has no gradient
@@ -136,14 +171,17 @@ def _accumulate(trainer: Trainer, held: list[Batch]) -> Tensor:
     return sums
 
 
-def _parts(trainer: Trainer, held: list[Batch], draws: torch.Generator) -> Iterator[tuple[Batch, int]]:
-    """The parts of a step's batches, each with its codebook, which a batch draws as a whole."""
+def _parts(
+    trainer: Trainer, held: list[Batch], draws: torch.Generator
+) -> Iterator[tuple[Batch, int, NarPrefix | None]]:
+    """The parts of a step's batches, each with its prefix and the codebook that its batch has drawn."""
+    config = trainer.model.config
     for batch in held:
         codebook = 0
         if trainer.stage == "nar":
-            codebook = int(torch.randint(1, trainer.model.config.num_quantizers, (), generator=draws))
+            codebook = int(torch.randint(1, config.num_quantizers, (), generator=draws))
         for part in batch.split(trainer.state.num_parts):
-            yield part, codebook
+            yield part, codebook, draw_prefix(config, part, draws) if codebook else None
 
 
 def _scale(trainer: Trainer) -> float:
@@ -189,17 +227,20 @@ def _normalize(trainer: Trainer, totals: Tensor) -> tuple[float, bool]:
     return norm, is_finite and math.isfinite(loss)
 
 
-def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, own: _Own, learning_rate: float) -> None:
+def _skip(trainer: Trainer, held: list[Batch], start: _Start, own: _Own, learning_rate: float) -> None:
     """Leaves a step out: says where its numbers went wrong, saves its batches, and counts it."""
     state, folder, stage, allowed = trainer.state, trainer.folder, trainer.stage, trainer.config.max_faults
     processes = trainer.processes
     is_own = not math.isfinite(own.grad_norm) or not math.isfinite(own.sums[0])
-    found = processes.gather_objects((is_own, *_find_fault(trainer, held, draws, _broken(trainer))))
+    found = processes.gather_objects((is_own, *_find_fault(trainer, held, start, _broken(trainer))))
     # all processes leave the step out; what tells most is whose batch it was
     culprit = next((index for index, (is_theirs, *_) in enumerate(found) if is_theirs), 0)
     _, where, is_damaged = found[culprit]
-    saved = {"batches": [_tensors(batch) for batch in held], "draws": draws, "stage": stage}
-    path = folder.save_fault(stage, state.step, saved, is_own=processes.index == culprit)
+    path = None
+    if processes.index == culprit:
+        saved = {"batches": [_tensors(batch) for batch in held], "stage": stage, "num_parts": state.num_parts}
+        path = folder.save_fault(stage, state.step, saved | vars(start))
+    path = processes.gather_objects(path)[culprit]
     scaler = trainer.accelerator.scaler
     if scaler is not None and trainer.weights.with_gradient():
         # without a step it would remember that it has unscaled, and refuse to again
@@ -207,10 +248,8 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, own: _Own, learnin
     trainer.optimizer.zero_grad(set_to_none=True)
     state.num_faults += 1
     record(trainer, "fault", {"where": where, "lr": learning_rate})
-    text = (
-        f"the {stage.upper()} is not finite at step {state.step}: first {where}. Its batch is in {path}, for "
-        "inspection"
-    )
+    batch = "could not be saved" if path is None else f"is in {path}, for inspection"
+    text = f"the {stage.upper()} is not finite at step {state.step}: first {where}. Its batch {batch}"
     if state.num_faults <= allowed and not is_damaged:
         trainer.display.note(f"{text}; the step is left out ({state.num_faults} of {allowed})")
         return
@@ -218,7 +257,18 @@ def _skip(trainer: Trainer, held: list[Batch], draws: Tensor, own: _Own, learnin
     raise processes.shared_fault(
         f"{text}. The learning rate {trainer.lr:g} is too high for these weights, or fp16 "
         f"overflowed; lower {stage}.lr or set precision=bf16 (max_faults={allowed} such steps are left out). "
-        "What was saved at the last validation is whole"
+        f"{way_on(trainer)}"
+    )
+
+
+def way_on(trainer: Trainer) -> str:
+    """What is left of a run that ends by its numbers, and how to go on from it."""
+    stage, name, last = trainer.stage, trainer.folder.path.name, trainer.state.last
+    if last is None:
+        return f"Nothing of the {stage.upper()} was saved yet: begin another run"
+    return (
+        f"What was saved at step {last['step']} is whole; another run goes on from it: --resume-from {name} "
+        f"--name {name}-2 --set {stage}.lr={trainer.lr / 10:g}"
     )
 
 
@@ -236,7 +286,7 @@ def _broken(trainer: Trainer) -> list[str]:
     return [name for name, p in trainer.model.named_parameters() if id(p) in broken]
 
 
-def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor, broken: list[str]) -> tuple[str, bool]:
+def _find_fault(trainer: Trainer, held: list[Batch], start: _Start, broken: list[str]) -> tuple[str, bool]:
     """Where numbers are first not finite, and whether that is in the model itself.
 
     In its weights, else the output of a module, else the last parameter with such a gradient: gradients are
@@ -244,7 +294,7 @@ def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor, broken: list
 
     broken: the names of those parameters
     """
-    model, half = trainer.model, trainer.half
+    model, half, device = trainer.model, trainer.half, trainer.accelerator.device
     for name, tensor in [
         *half.named_parameters(prefix=trainer.stage),
         *half.named_buffers(prefix=trainer.stage),
@@ -253,20 +303,18 @@ def _find_fault(trainer: Trainer, held: list[Batch], draws: Tensor, broken: list
             return f"in the weights {name}", True
     found: list[str] = []
     generator = torch.Generator()
-    generator.set_state(draws)
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with ExitStack() as stack, torch.no_grad(), torch.random.fork_rng():
+    generator.set_state(start.draws)
+    with ExitStack() as stack, torch.no_grad(), generators_kept(device), statistics_kept(model):
+        set_generators(start.generators, device)
         for name, module in model.named_modules():
             stack.callback(module.register_forward_hook(partial(_look, name, found)).remove)
-        for part, codebook in list(_parts(trainer, held, generator)):
+        for part, codebook, prefix in _parts(trainer, held, generator):
             model(
-                part.to(trainer.accelerator.device),
+                part.to(device),
                 codebook,
-                generator=generator,
+                prefix=prefix,
                 label_smoothing=trainer.stage_config.label_smoothing,
             )
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     if found:
         return f"in the output of {found[0]}", False
     return (f"in the gradient of {broken[-1]}" if broken else "in the sum of the losses"), False

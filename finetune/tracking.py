@@ -3,12 +3,13 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-import torch
 from accelerate.tracking import get_available_trackers
 
 from finetune.data.prepared import PreparedSet
+from finetune.failures import is_out_of_memory, release_unused
 from finetune.run_folder import SAMPLES_FOLDER
-from finetune.samples import Speaker, make_speaker
+from finetune.samples import Sample, Speaker, make_speaker
+from finetune.untouched import generators_kept
 from vallex.codec.audio import SAMPLE_RATE_HZ
 from vallex.errors import AudioError, ConfigError
 from vallex.inference.prompts import NUM_CODEBOOKS
@@ -45,7 +46,7 @@ def start_reports(trainer: "Trainer", data: PreparedSet) -> None:
         speaker: Speaker | str = f"it takes {NUM_CODEBOOKS} codebooks, and this model has {num_codebooks}"
         if num_codebooks == NUM_CODEBOOKS:
             # networks that are made to be loaded draw weights first, which must not move those of a run
-            with torch.random.fork_rng():
+            with generators_kept(accelerator.device):
                 where = folder.path / SAMPLES_FOLDER
                 speaker = make_speaker(where, data, trainer.config.samples, trainer.config.seed)
         if isinstance(speaker, str):
@@ -77,14 +78,8 @@ def speak_samples(trainer: "Trainer") -> None:
     """
     state, stage, samples = trainer.state, trainer.stage, []
     with trainer.weights.whole(trainer.model):  # of which all processes have a part
-        try:
-            if trainer.speaker is not None:
-                samples = trainer.speaker.speak(trainer.model, f"{stage}-step-{state.step}")
-        except (OSError, AudioError, torch.OutOfMemoryError) as error:
-            reason = " ".join(str(error).split())[:200]
-            trainer.display.note(
-                f"{stage.upper()}: samples of step {state.step} are missing, and training goes on: {reason}"
-            )
+        if trainer.speaker is not None:
+            samples = _spoken(trainer)
     if trainer.speaker is not None:
         best_step = None if state.best is None else state.best["step"]
         trainer.folder.remove_old_samples(stage, trainer.config.keep, best_step)
@@ -93,3 +88,19 @@ def speak_samples(trainer: "Trainer") -> None:
             for sample in samples:
                 name = f"samples/{sample.name}"
                 tracker.writer.add_audio(name, sample.wav[None], state.step, SAMPLE_RATE_HZ)
+
+
+def _spoken(trainer: "Trainer") -> list[Sample]:
+    step = trainer.state.step
+    try:
+        return trainer.speaker.speak(trainer.model, f"{trainer.stage}-step-{step}")
+    except (OSError, AudioError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+    # outside the handler, whose traceback holds what filled the memory
+    release_unused()
+    trainer.display.note(
+        f"{trainer.stage.upper()}: samples of step {step} are missing, and training goes on: {reason}"
+    )
+    return []

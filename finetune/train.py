@@ -17,8 +17,9 @@ from finetune.data.prepared import PreparedSet
 from finetune.evaluate import Score, evaluate
 from finetune.freezing import describe_groups
 from finetune.optim import peak_factor
+from finetune.precision import faster_precision
 from finetune.probe import Estimate, estimate_stage, fit_to_memory
-from finetune.stepping import Step, take_step
+from finetune.stepping import Step, take_step, way_on
 from finetune.tracking import record, speak_samples, start_reports
 from finetune.trainer import (
     Trainer,
@@ -45,6 +46,8 @@ def train_stage(trainer: Trainer, data: PreparedSet, control: Control) -> TrainS
     display.stage_started(stage, state.step, trainer.total_steps, _groups(trainer))
     if state.base is None:
         display.note(str(estimate_stage(trainer)))
+        if faster := faster_precision(trainer.stage_config.precision, trainer.accelerator.device):
+            display.note(f"{stage.upper()}: precision={faster} is several times as fast on this GPU as fp32")
         _check_evaluation(trainer)
         state.base = _score(trainer).to_dict()
         record(trainer, "valid", state.base)
@@ -161,7 +164,7 @@ def _check_finite(trainer: Trainer, loss: float, what: str) -> None:
         raise trainer.processes.shared_fault(
             f"the {trainer.stage.upper()} {what} is {loss} at step {trainer.state.step}: the learning rate "
             f"{trainer.lr:g} is too high for these weights, or fp16 overflowed; lower "
-            f"{trainer.stage}.lr or set precision=bf16. What was saved at earlier validations is whole"
+            f"{trainer.stage}.lr or set precision=bf16. {way_on(trainer)}"
         )
 
 

@@ -28,6 +28,7 @@ from finetune.model_setup import (
     taught_config,
     trained_tensors,
 )
+from finetune.precision import check_precision
 from finetune.processes import Processes
 from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
@@ -140,6 +141,7 @@ def make_accelerator(stage: str, config: FinetuneConfig, *, logs: Path | None = 
             f"{stage}.precision is fp16, which a {accelerator.device.type} does not train in. "
             "Set precision=bf16 or precision=fp32"
         )
+    check_precision(precision, accelerator.device, f"{stage}.precision")
     return accelerator
 
 
@@ -155,6 +157,9 @@ def set_up_stage(
     """Model, optimizer, batches and counters of a stage; from the run folder's state where there is one."""
     stage_config: StageConfig = getattr(config, stage)
     accelerator = make_accelerator(stage, config, logs=folder.path / LOGS_FOLDER / stage)
+    if accelerator.scaler is not None:
+        # it makes its scale at its first use, which may come too late: a process may reach nothing trained
+        accelerator.scaler.scale(torch.zeros(1, device=accelerator.device))
     saved = folder.load_state(stage)
     torch.manual_seed(config.seed)
     groups = set_up_model(stage, config, model)

@@ -13,9 +13,10 @@ import torch
 
 from finetune.data.prepared import read_info
 from finetune.display import Display
+from finetune.failures import one_line
 from finetune.heartbeat import elsewhere
 from finetune.results import read_result, resolve_checkpoint, resolve_run
-from finetune.run import one_line, starting_model
+from finetune.run import starting_model
 from finetune.run_folder import RunFolder
 from finetune.run_spec import RunSpec, resumed_spec
 from finetune.scoring.cache import CACHE_FOLDER

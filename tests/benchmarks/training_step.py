@@ -183,7 +183,7 @@ def _measure_steps(trainer: Trainer, memory: MemoryPeak, num_steps: int) -> tupl
     watch.around(trainer.optimizer, "step", "optimizer")
     passes_bytes = []
     trainer.optimizer.optimizer.register_step_pre_hook(lambda *_: passes_bytes.append(memory.look()))
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.config.precision)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(trainer.stage_config.precision)
     on_gpu = trainer.accelerator.device.type == "cuda"
     like = torch.empty(0, device=trainer.accelerator.device, dtype=dtype if on_gpu else None)
     control = Control(trainer.processes, trainer.folder.path / "stop", print)

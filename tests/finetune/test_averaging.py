@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from finetune import averaging
 from finetune.averaging import WeightAverage
 
 
@@ -61,3 +62,16 @@ def test_average_saved_and_loaded_in_the_middle_goes_on_bit_for_bit(parameters):
     second.load_state_dict(first.state_dict())
     walk(second, range(8, 20))
     assert torch.equal(second.values["w"], unbroken.values["w"])
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1, 40), (40,), (3, 2, 9)])
+def test_average_when_weights_are_taken_in_a_few_at_a_time_then_is_that_of_all(monkeypatch, shape):
+    monkeypatch.setattr(averaging, "CHUNK_ELEMENTS", 16)
+    parameter = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+    average = WeightAverage(kind="ema", parameters={"w": parameter}, decay=0.5)
+    average.update(1)
+    before = average.values["w"].clone()
+    with torch.no_grad():
+        parameter.mul_(-3)
+    average.update(20)
+    torch.testing.assert_close(average.values["w"], (before + parameter.detach().double()) / 2)

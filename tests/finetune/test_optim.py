@@ -369,3 +369,17 @@ def test_build_optimizer_given_an_unknown_name_offers_the_nearest():
         ConfigError, match=r"optimizer 'scaledadam' is not known; .*Did you mean scaled-adam\?"
     ):
         build_optimizer("scaledadam", make_params(), lr=0.05)
+
+
+def test_eve_when_it_steps_then_waits_for_no_device(monkeypatch):
+    def refused(*args, **kwargs):
+        raise AssertionError("a tensor made of numbers is copied to its device, and waited for")
+
+    # on "meta" there are no values to be asked for
+    parameters = [torch.nn.Parameter(torch.ones(shape, device="meta")) for shape in ((3, 4), (5,), ())]
+    optimizer = Eve(parameters, weight_decay=0.01)
+    monkeypatch.setattr(torch.Tensor, "new_tensor", refused)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()

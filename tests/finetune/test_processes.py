@@ -95,6 +95,7 @@ def one_of_them(rank: int, port: int, spec: RunSpec, launch: Launch, outcomes) -
         VALLE.forward = partialmethod(partial(launch.fault, VALLE.forward))
     try:
         outcome = finetune(spec, StopAt(*launch.stop_at), resume=launch.resume).status
+        assert not torch.distributed.is_initialized()  # NCCL warns where it is left so
     except TrainingError as error:
         outcome = f"{type(error).__name__}: {error}"
     outcomes.put((rank, outcome))
@@ -398,7 +399,7 @@ OBEDIENT = "import signal, time; signal.signal(signal.{}, lambda *_: exit(130));
 def test_launcher_when_it_alone_is_signalled_then_all_are(monkeypatch, name):
     started = []
 
-    def start(arguments, rank, num_processes, port):
+    def start(arguments, rank, num_processes, *rest):
         child = subprocess.Popen([sys.executable, "-c", OBEDIENT.format(name)], stdout=subprocess.PIPE)
         child.stdout.read(1)  # it listens
         started.append(child)
@@ -421,7 +422,66 @@ def test_signal_when_it_is_passed_on_as_well_then_is_heard_once(monkeypatch):
     assert not launch.Signals.is_echo()
 
 
+LOSES_PARTNER = """
+from finetune.launch import ends_with_its_partners
+from finetune.processes import PartnerLostError
+with ends_with_its_partners():
+    raise PartnerLostError("gone") from RuntimeError("Connection closed by peer [10.0.0.2]:1234\\nat pair.cc")
+"""
+
+
+def test_launcher_when_processes_lose_each_other_then_says_what_they_saw(monkeypatch):
+    monkeypatch.setattr(launch.subprocess, "Popen", partial(_popen_instead, subprocess.Popen))
+    with pytest.raises(TrainingError) as caught:
+        launch.launch(["finetune"], 2)
+    assert "connection broke (Connection closed by peer [10.0.0.2]:1234). What was saved" in str(caught.value)
+
+
+def _popen_instead(popen, command, **settings):
+    return popen([sys.executable, "-c", LOSES_PARTNER], **settings)
+
+
 def test_watched_when_an_error_is_none_of_the_connection_then_is_left_as_it_is():
     with pytest.raises(RuntimeError, match="gloo") as caught, Processes().watched():
         raise RuntimeError("gloo: alone, there is nobody to lose")
     assert not isinstance(caught.value, TrainingError)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1",
+        "[pair.cc:547] Read error [127.0.0.1]:1: Connection reset by peer",
+        "[unbound_buffer.cc:81] Timed out waiting 600000ms for recv operation to complete",
+        "Application timeout caused pair closure",
+        "NCCL error in: ProcessGroupNCCL.cpp:1, remote process exited\nncclRemoteError: A call failed "
+        "possibly due to a network error or a remote process exiting prematurely.",
+        "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3) ran for 600013 milliseconds",
+        "recvValue failed on SocketImpl(fd=4): Connection was likely closed. Did the remote server crash?",
+    ],
+)
+def test_watched_when_another_process_is_gone_then_says_what_was_seen(told):
+    processes = Processes()
+    processes.num = 2
+    with pytest.raises(TrainingError) as caught, processes.watched():
+        raise RuntimeError(told)
+    assert str(caught.value) == (
+        "another of the run's 2 processes has ended, and this one cannot go on alone "
+        f"({told.splitlines()[0]}). What was saved is whole; go on with --resume"
+    )
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "NCCL error in: ProcessGroupNCCL.cpp:1, unhandled system error (run with NCCL_DEBUG=INFO)",
+        "Error while creating shared memory segment /dev/shm/nccl-x (size 9637888)",
+        "No backend type associated with device type cuda; gloo has none of its socket interfaces",
+        "CUDA error: the launch timed out and was terminated",
+    ],
+)
+def test_watched_when_something_else_fails_in_nccl_or_gloo_then_is_not_taken_for_a_lost_process(told):
+    processes = Processes()
+    processes.num = 2
+    with pytest.raises(RuntimeError, match=re.escape(told)), processes.watched():
+        raise RuntimeError(told)

@@ -1,18 +1,21 @@
 """What goes wrong in a step: no memory, numbers that are not finite. The run goes on, or says why not."""
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from finetune import probe, stepping, trainer
+from finetune import probe, run_folder, stepping, trainer
 from finetune.data.prepared import load_prepared
 from finetune.display import Display
 from finetune.results import read_result
 from finetune.run import finetune, plan
+from finetune.untouched import set_generators
 from vallex.errors import TrainingError
 from vallex.model.batch import Batch
-from vallex.model.checkpoint import load_model
+from vallex.model.checkpoint import load_model, save_model
 from vallex.model.network import VALLE
 
 
@@ -59,7 +62,7 @@ def test_step_when_memory_is_short_then_goes_on_in_parts_with_the_same_weights(
 def test_step_when_one_clip_has_no_room_then_says_its_length_and_what_to_do(usual, monkeypatch):
     monkeypatch.setattr(VALLE, "forward", out_of_memory_above(0))
     monkeypatch.setattr(
-        probe, "_measure_batch", lambda trainer, cuts: probe._Pass(kept_bytes=1, batch_sec=1, seconds=1)
+        probe, "_measure_batch", lambda trainer, cuts: probe._Pass(num_bytes=1, batch_sec=1, seconds=1)
     )
     with pytest.raises(
         TrainingError, match=r"at step 1 of the AR: no room for one clip alone; .* has \d\.\d s\. set grad"
@@ -133,6 +136,107 @@ def test_step_when_not_finite_then_leaves_weights_and_moments_as_they_were(
     assert all(torch.equal(before[name], left[name]) for name in before)
 
 
+def test_step_when_left_out_then_the_statistics_of_prenets_are_those_before_it(
+    usual, poison, make_model, tmp_path, read_weights
+):
+    save_model(make_model(add_prenet=True), tmp_path / "init.safetensors")
+    for name, steps in (("before", 1), ("left", 2)):
+        if steps == 2:
+            poison(2)
+        spec = usual(name, ar={"max_steps": steps, "schedule": "constant"})
+        finetune(replace(spec, init=tmp_path / "init.safetensors"), Display())
+    before, left = (
+        read_weights(tmp_path / name / "checkpoints/ar-last.safetensors") for name in ("before", "left")
+    )
+    assert any(name.endswith("running_mean") for name in before)
+    assert [name for name in before if not torch.equal(before[name], left[name])] == []
+
+
+def test_step_when_there_is_no_room_then_begins_again_with_the_same_draws_and_statistics(
+    usual, monkeypatch, make_model, tmp_path
+):
+    save_model(make_model(add_prenet=True), tmp_path / "init.safetensors")
+    begun, original = [], stepping._accumulate
+
+    def accumulate(trainer, held):
+        begun.append(torch.cat([trainer.draws.get_state(), torch.get_rng_state()]))
+        begun.append(torch.cat([buffer.flatten().double() for buffer in trainer.model.buffers()]))
+        return original(trainer, held)
+
+    monkeypatch.setattr(stepping, "_accumulate", accumulate)
+    monkeypatch.setattr(VALLE, "forward", out_of_memory_above(1))
+    spec = usual(ar={"max_steps": 1, "accumulate": 1, "dropout": 0.2}, max_batch_sec=2.0)
+    finetune(replace(spec, init=tmp_path / "init.safetensors"), Display())
+    assert len(begun) >= 4
+    for place in range(2, len(begun)):
+        assert torch.equal(begun[place], begun[place - 2])
+
+
+@pytest.mark.parametrize("stage", ["ar", "nar"])
+def test_fault_when_saved_then_its_step_can_be_computed_once_more(
+    make_spec, make_config, monkeypatch, tmp_path, stage
+):
+    sums, accumulate, normalize = [], stepping._accumulate, stepping._normalize
+
+    def watch(trainer, held):
+        sums.append(accumulate(trainer, held))
+        return sums[-1]
+
+    def fail_at_the_second(trainer, totals):
+        norm, is_finite = normalize(trainer, totals)
+        return norm, is_finite and len(sums) != 2
+
+    monkeypatch.setattr(stepping, "_accumulate", watch)
+    monkeypatch.setattr(stepping, "_normalize", fail_at_the_second)
+    config = make_config(**{stage: {"max_steps": 2, "dropout": 0.2}})
+    finetune(make_spec(tmp_path, config=config, stages=(stage,)), Display())
+
+    saved = torch.load(tmp_path / f"run/faults/{stage}-step-2.pt", weights_only=True)
+    model = load_model(tmp_path / f"run/checkpoints/{stage}-last.safetensors").train()
+    model.set_dropout(0.2)
+    played = SimpleNamespace(stage=stage, model=model, state=SimpleNamespace(num_parts=saved["num_parts"]))
+    draws = torch.Generator()
+    draws.set_state(saved["draws"])
+    set_generators(saved["generators"], torch.device("cpu"))
+    batches = [Batch(**batch) for batch in saved["batches"]]
+    assert len(batches) == 2
+    again = torch.zeros(())
+    for part, codebook, prefix in stepping._parts(played, batches, draws):
+        again = again + model(part, codebook, prefix=prefix).loss.detach()
+    assert torch.equal(again, sums[1][0])
+
+
+def test_fault_when_nothing_was_saved_and_the_disk_is_full_then_the_message_promises_neither(
+    usual, poison, monkeypatch
+):
+    written = run_folder.atomic_write
+
+    def full(path):
+        if path.parent.name == "faults":
+            raise OSError(28, "No space left on device")
+        return written(path)
+
+    monkeypatch.setattr(run_folder, "atomic_write", full)
+    poison(1)
+    with pytest.raises(TrainingError) as caught:
+        finetune(usual(max_faults=0), Display())
+    assert "Its batch could not be saved. The learning rate" in str(caught.value)
+    assert str(caught.value).endswith("Nothing of the AR was saved yet: begin another run")
+
+
+def test_fault_when_something_was_saved_then_the_command_that_it_names_goes_on_from_that(
+    usual, poison, monkeypatch, tmp_path
+):
+    poison(3)
+    with pytest.raises(TrainingError) as caught:
+        finetune(usual(max_faults=0), Display())
+    told = "What was saved at step 2 is whole; another run goes on from it: --resume-from run --name run-2"
+    assert str(caught.value).endswith(f"{told} --set ar.lr=0.0001")
+    monkeypatch.undo()
+    spec = usual("run-2", max_faults=0, ar={"lr": 1e-4})
+    assert finetune(spec, Display(), resume_from=tmp_path / "run").status == "done"
+
+
 def test_gradients_when_infinite_at_any_scale_of_fp16_then_the_run_ends(
     usual, monkeypatch, tmp_path, read_log
 ):
@@ -154,6 +258,28 @@ def test_gradients_when_infinite_at_any_scale_of_fp16_then_the_run_ends(
         finetune(usual(ar={"max_steps": 9}, max_faults=1), Display())
     # 4, 2 and 1 were looked for; what is below is counted
     assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "fault"] == [4, 5]
+
+
+def test_step_in_fp16_when_only_another_process_reaches_what_is_trained_then_is_taken(
+    usual, monkeypatch, tmp_path, read_log
+):
+    made = trainer.make_accelerator
+
+    def make_scaling(*args, **settings):
+        accelerator = made(*args, **settings)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        return accelerator
+
+    def accumulate(trainer, held):
+        trainer.model.zero_grad(set_to_none=True)
+        for parameter in trainer.weights.trained:
+            parameter.grad = torch.zeros_like(parameter)  # as `sum_gradients` gives what others have computed
+        return torch.ones_like(trainer.window)
+
+    monkeypatch.setattr(trainer, "make_accelerator", make_scaling)
+    monkeypatch.setattr(stepping, "_accumulate", accumulate)
+    finetune(usual(ar={"max_steps": 2}), Display())
+    assert [line["step"] for line in read_log(tmp_path / "run") if line["kind"] == "train"] == [1, 2]
 
 
 def test_steps_when_too_many_are_not_finite_then_the_run_ends_and_can_go_on(usual, poison, tmp_path):
@@ -256,15 +382,13 @@ def test_gradient_when_not_finite_then_its_own_parameter_is_told(usual, monkeypa
 
 
 def test_parts_when_of_the_nar_then_a_batch_has_one_codebook(tiny_prepared, make_model):
-    from types import SimpleNamespace
-
     from finetune.data.dataset import CodesDataset
     from vallex.text import TextCollator
 
     data = load_prepared(tiny_prepared)
     batch = CodesDataset(data.train, TextCollator())[range(len(data.train))]
     trainer = SimpleNamespace(stage="nar", model=make_model(), state=SimpleNamespace(num_parts=3))
-    parts = list(stepping._parts(trainer, [batch] * 40, torch.Generator().manual_seed(0)))
-    codebooks = [codebook for _, codebook in parts]
+    parts = list(stepping._parts(trainer, [batch] * 40, torch.Generator().manual_seed(1)))
+    codebooks = [codebook for _, codebook, _ in parts]
     assert all(len(set(codebooks[place : place + 3])) == 1 for place in range(0, 120, 3))
     assert set(codebooks) == set(range(1, 8))

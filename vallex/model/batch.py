@@ -30,12 +30,12 @@ class Batch:
     prompt_lens: Tensor | None = None
     ids: tuple[str, ...] = ()
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """The same batch on another device."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device; the way to a GPU is waited for by the GPU alone."""
+        is_awaited = torch.device(device).type != "cuda"
         moved = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in tensors.items()
+            name: value.to(device) if is_awaited else _pinned(value).to(device, non_blocking=True)
+            for name, value in ((f.name, getattr(self, f.name)) for f in fields(self))
             if isinstance(value, Tensor)
         }
         return replace(self, **moved)
@@ -67,3 +67,8 @@ class Batch:
             prompt_lens=prompt_lens,
             ids=self.ids[first:last],
         )
+
+
+def _pinned(value: Tensor) -> Tensor:
+    """In memory that a GPU reads by itself; from other memory each copy is waited for."""
+    return value.pin_memory() if value.device.type == "cpu" else value

@@ -22,6 +22,8 @@ IGNORE = -100
 class NarPrefix:
     """A choice of prefix; what is None is the model's own (mode) or drawn (the rest).
 
+    Tensors are best left on the host, wherever the batch is: who asks a GPU for their values waits for it.
+
     length: int or [B] int64, frames of the prefix (mode 1) or segment (mode 2)
     segment_start: int or [B] int64, first frame of the segment (mode 2), clamped to T_b - length
     """
@@ -57,6 +59,28 @@ def draw_prefix_len(config: ModelConfig, min_frames: int, generator: torch.Gener
     return min(drawn, MAX_PROMPT_FRAMES)
 
 
+def draw_prefix(
+    config: ModelConfig, batch: Batch, generator: torch.Generator | None, given: NarPrefix | None = None
+) -> NarPrefix:
+    """Draws what a choice leaves open; where the batch is still on the host, no device is waited for.
+
+    errors: ConfigError where there is no such mode
+    """
+    prefix = given or NarPrefix()
+    mode = config.prefix_mode if prefix.mode is None else prefix.mode
+    if mode not in PREFIX_MODES:
+        raise ConfigError(f"prefix_mode is {mode!r}; it must be one of 0, 1, 2, 4")
+    length, start, code_lens = prefix.length, prefix.segment_start, batch.code_lens
+    if length is None and mode == 1:
+        length = draw_prefix_len(config, int(code_lens.min()), generator)
+    if length is None and mode == 2:
+        length = min(MAX_PROMPT_FRAMES, int(code_lens.min()) // 4)
+    if start is None and mode == 2:
+        room = (code_lens - _on_device(length, code_lens)).clamp(min=0)
+        start = (torch.rand(len(code_lens), generator=generator).to(room.device) * (room + 1)).long()
+    return NarPrefix(mode=mode, length=length, segment_start=start)
+
+
 def nar_input(
     config: ModelConfig, batch: Batch, stage: int, prefix: NarPrefix, generator: torch.Generator | None
 ) -> tuple[NarInput, Tensor, int]:
@@ -64,18 +88,16 @@ def nar_input(
 
     returns: the input; targets [B, T'] int64, IGNORE where there is none; the input frame of the first
     """
-    mode = config.prefix_mode if prefix.mode is None else prefix.mode
-    if mode not in PREFIX_MODES:
-        raise ConfigError(f"prefix_mode is {mode!r}; it must be one of 0, 1, 2, 4")
+    prefix = draw_prefix(config, batch, generator, prefix)
     num_frames = batch.codes.shape[1]
     valid = length_mask(batch.code_lens, num_frames)
     targets = batch.codes[..., stage].masked_fill(~valid, IGNORE)
-    if mode == 0:
+    if prefix.mode == 0:
         return _joined(batch, valid, None, None), targets, 0
-    if mode == 1:
-        return _with_prefix(config, batch, valid, targets, prefix, generator)
-    if mode == 2:
-        return _with_segment(batch, valid, targets, prefix, generator)
+    if prefix.mode == 1:
+        return _with_prefix(batch, valid, targets, prefix)
+    if prefix.mode == 2:
+        return _with_segment(batch, valid, targets, prefix)
     prompt, prompt_lens = batch.prompt_codes, batch.prompt_lens
     if prompt is not None and prompt_lens is None:
         prompt_lens = torch.full_like(batch.code_lens, prompt.shape[1])
@@ -83,32 +105,22 @@ def nar_input(
     return _joined(batch, valid, prompt, prompt_lens), targets, first
 
 
-def _with_prefix(config, batch, valid, targets, prefix, generator) -> tuple[NarInput, Tensor, int]:
+def _with_prefix(batch, valid, targets, prefix) -> tuple[NarInput, Tensor, int]:
     """Mode 1: the first frames of each utterance are its prompt."""
     num_frames = batch.codes.shape[1]
-    length = prefix.length
-    if length is None:
-        length = draw_prefix_len(config, int(batch.code_lens.min()), generator)
-    lens, shortest, longest = _prefix_lens(length, batch.codes)
+    lens, shortest, longest = _prefix_lens(prefix.length, batch)
     in_prefix = length_mask(lens, num_frames)
     audio = NarInput(codes=batch.codes, valid=valid, prompt=in_prefix, prompt_span=longest)
     return audio, targets.masked_fill(in_prefix, IGNORE)[:, shortest:], shortest
 
 
-def _with_segment(batch, valid, targets, prefix, generator) -> tuple[NarInput, Tensor, int]:
+def _with_segment(batch, valid, targets, prefix) -> tuple[NarInput, Tensor, int]:
     """Mode 2: a segment of each utterance stands before it and is left out of the targets."""
-    batch_size, num_frames, num_codebooks = batch.codes.shape
-    length = prefix.length
-    if length is None:
-        length = min(MAX_PROMPT_FRAMES, int(batch.code_lens.min()) // 4)
-    lens, _, span = _prefix_lens(length, batch.codes)
+    _, num_frames, num_codebooks = batch.codes.shape
+    lens, _, span = _prefix_lens(prefix.length, batch)
     lens = lens.minimum(batch.code_lens)
     room = batch.code_lens - lens
-    start = prefix.segment_start
-    if start is None:
-        drawn = torch.rand(batch_size, generator=generator).to(room.device)
-        start = (drawn * (room + 1)).long()
-    start = torch.as_tensor(start, device=room.device).expand(batch_size).minimum(room).clamp(min=0)
+    start = _on_device(prefix.segment_start, room).minimum(room).clamp(min=0)
     index = (start[:, None] + torch.arange(span, device=room.device)).clamp(max=max(num_frames - 1, 0))
     segment = batch.codes.gather(1, index[..., None].expand(-1, -1, num_codebooks))
     frame = torch.arange(num_frames, device=room.device)
@@ -116,15 +128,24 @@ def _with_segment(batch, valid, targets, prefix, generator) -> tuple[NarInput, T
     return _joined(batch, valid, segment, lens), targets.masked_fill(inside, IGNORE), span
 
 
-def _prefix_lens(length: int | Tensor, codes: Tensor) -> tuple[Tensor, int, int]:
+def _prefix_lens(length: int | Tensor, batch: Batch) -> tuple[Tensor, int, int]:
     """The length for each utterance, [B] int64, with the shortest and the longest."""
-    lens = torch.as_tensor(length, device=codes.device).expand(codes.shape[0])
-    shortest, longest = (length, length) if isinstance(length, int) else (int(lens.min()), int(lens.max()))
-    if not 0 <= shortest <= longest <= codes.shape[1]:
+    num_frames = batch.codes.shape[1]
+    shortest, longest = (
+        (length, length) if isinstance(length, int) else (int(length.min()), int(length.max()))
+    )
+    if not 0 <= shortest <= longest <= num_frames:
         raise ConfigError(
-            f"prefix_len is {shortest}..{longest}; it must lie in 0..{codes.shape[1]}, the batch's frames"
+            f"prefix_len is {shortest}..{longest}; it must lie in 0..{num_frames}, the batch's frames"
         )
-    return lens, shortest, longest
+    return _on_device(length, batch.code_lens), shortest, longest
+
+
+def _on_device(value: int | Tensor, like: Tensor) -> Tensor:
+    """One number, or one for each utterance, as [B] int64 beside `like`, without waiting for its device."""
+    if isinstance(value, int):
+        return torch.full_like(like, value)  # filled there; torch.as_tensor would copy, and wait
+    return value.to(like.device, non_blocking=True).expand_as(like)
 
 
 def _joined(batch: Batch, valid: Tensor, prompt: Tensor | None, prompt_lens: Tensor | None) -> NarInput:

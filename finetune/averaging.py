@@ -1,6 +1,7 @@
 """Averages of the weights over the steps of a stage, kept beside the raw ones and swapped in to be scored.
 
-Only what is trained is averaged, in float64: late in a run a float32 sum would lose what a step adds.
+Only what is trained is averaged, in float64 where the device has it: late in a run a float32 sum would lose
+what a step adds.
 """
 
 from collections.abc import Iterator, Mapping

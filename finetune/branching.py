@@ -61,7 +61,9 @@ def check_branch(source: Path, spec: RunSpec) -> None:
     result = read_result(source)
     what = f"--resume-from {source}"
     if result.status == "running":
-        raise RunError(f"{what}: it is running{elsewhere(result)}, and its state moves; stop it first")
+        raise RunError(
+            f"{what}: it is running{elsewhere(source, result)}, and its state moves; stop it first"
+        )
     stage, state = _stage_and_state(source, result)
     if not state.is_file():
         raise RunError(

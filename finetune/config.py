@@ -223,7 +223,7 @@ def _overridden(values: dict[str, object], overrides: Sequence[str], stages: Seq
     faults += [
         f"{key} is read by nothing: {why[0]}, or leave it out"
         for key, names in given.items()
-        if (why := _why_unread(config, [name for name in names if name.partition(".")[0] in stages]))
+        if (why := _why_unread(config, names, stages))
     ]
     if faults:
         raise ConfigError("; ".join(faults))
@@ -258,19 +258,21 @@ def _noam_scale(settings: StageConfig) -> float:
     return (RELEASED_WIDTH * max(settings.warmup_steps, 1)) ** 0.5 if settings.schedule == "noam" else 1.0
 
 
-def _why_unread(config: FinetuneConfig, names: Sequence[str]) -> list[str]:
-    """Why settings of stages that are trained count nothing, a line each; none where one of them counts."""
+def _why_unread(config: FinetuneConfig, names: Sequence[str], stages: Sequence[str]) -> list[str]:
+    """Why the settings that a key means count nothing, a line each; none where one of them counts."""
     why = []
     for name in names:
-        stage, _, own = name.partition(".")
-        settings = getattr(config, stage)
-        if own in AVERAGE_OF and settings.average != AVERAGE_OF[own]:
-            why.append(f"{stage}.average is {settings.average}; set average={AVERAGE_OF[own]} too")
+        group, _, own = name.partition(".")
+        settings = getattr(config, group, None)
+        if group in STAGES and group not in stages:
+            why.append(f"the {group.upper()} is not trained; train it too")
+        elif own in AVERAGE_OF and settings.average != AVERAGE_OF[own]:
+            why.append(f"{group}.average is {settings.average}; set average={AVERAGE_OF[own]} too")
         elif own == "warmup_steps" and settings.warmup_share:
-            why.append(f"{stage}.warmup_share is {settings.warmup_share:g}; set warmup_share=0 too")
+            why.append(f"{group}.warmup_share is {settings.warmup_share:g}; set warmup_share=0 too")
         else:
             return []
-    return why
+    return sorted(why, key=lambda line: "not trained" in line)
 
 
 def read_preset(name: str) -> dict[str, object]:

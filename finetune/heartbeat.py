@@ -49,12 +49,13 @@ def process_lives(run_dir: Path, result: "RunResult") -> bool | None:
         return None
 
 
-def elsewhere(result: "RunResult") -> str:
+def elsewhere(run_dir: Path, result: "RunResult") -> str:
     """For messages on a run that is running: on which host, where that is another, and what if it is not."""
     host = (result.process or {}).get("host")
     if host in (None, socket.gethostname()):
         return ""
-    return f" on {host} (if it was killed there, try again in {DEAD_AFTER_SEC / 60:g} minutes)"
+    seconds = SILENT_AFTER_SEC if beats(run_dir) is None else DEAD_AFTER_SEC
+    return f" on {host} (if it was killed there, try again in {seconds / 60:g} minutes)"
 
 
 def beat(run_dir: Path) -> None:

@@ -85,10 +85,9 @@ def ends_with_its_partners() -> Iterator[None]:
         yield
     except PartnerLostError as error:
         if LAUNCHED in os.environ:
+            # by the first of them, before the others follow
             with suppress(OSError), Path(os.environ[LAUNCHED]).open("x", encoding="utf-8") as seen:
-                seen.write(
-                    first_line(error.__cause__ or error)
-                )  # the first of them, before the others follow
+                seen.write(first_line(error.__cause__ or error))
         if LAUNCHED in os.environ or not is_first():
             os._exit(LOST_PARTNER)  # an orderly end waits for threads of gloo, and is aborted by them
         raise
@@ -119,10 +118,10 @@ def launch(arguments: Sequence[str], num_processes: int) -> int:
         rank, code = _wait(children)
         told = seen.read_text(encoding="utf-8") if seen.exists() else "it did not say why"
     finally:
-        folder.cleanup()
         for child in children:
             child.kill()
             child.wait()
+        folder.cleanup()
         for number, handler in before.items():
             signal.signal(number, handler)
     if code < 0:

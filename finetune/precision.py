@@ -17,7 +17,7 @@ def check_precision(precision: str, device: torch.device, setting: str) -> None:
     if asked not in ("no", precision):
         raise ConfigError(
             f"{setting} is {precision}, and accelerate's configuration file, or --mixed_precision, asks for "
-            f"{asked}; set {setting}={asked}, or take mixed_precision out there"
+            f"{asked}; set precision={asked}, or take mixed_precision out there"
         )
     if precision == "bf16" and device.type == "cuda" and not _has_bf16():
         name = torch.cuda.get_device_name(device)

@@ -300,9 +300,11 @@ def _why_none(run_dir: Path) -> str:
     stage = next((phase for phase in result.phases if phase.status == result.status), None)
     if result.status == "done" or stage is None:
         return "none yet"
-    here = f"it is at step {stage.steps} of {stage.phase.upper()}, {result.status}"
+    # a stage tells how far it is when it is validated or stops
+    here = f"at step {stage.steps} of {stage.phase.upper()}, " if result.status == "stopped" else ""
     go_on = f". Go on with it: vallex finetune --resume --name {result.name} --runs {run_dir.parent}"
-    return f"none yet ({here}): the first validation writes one{go_on if result.status != 'running' else ''}"
+    way = "" if result.status == "running" else go_on
+    return f"none yet (it is {here}{result.status}): the first validation writes one{way}"
 
 
 def _plain(text: str) -> str:

@@ -235,7 +235,7 @@ def _check_folder(path: Path, spec: RunSpec, resume: bool) -> None:
         raise RunError(f"run {spec.name!r}: there is none in {spec.runs_dir}/ to resume; leave out --resume")
     result = read_result(path)
     if result.status == "running":
-        raise RunError(still_running(result))
+        raise RunError(still_running(path, result))
     elsewhere = moved(path, spec)
     differing = [
         line

@@ -294,9 +294,11 @@ def begin_folder(path: Path, settings: dict, result: RunResult) -> None:
         raise
 
 
-def still_running(result: RunResult) -> str:
+def still_running(path: Path, result: RunResult) -> str:
     """Why a run is not taken up."""
-    return f"run {result.name!r}: it is running{elsewhere(result)}; stop it first (Ctrl-C where it runs)"
+    return (
+        f"run {result.name!r}: it is running{elsewhere(path, result)}; stop it first (Ctrl-C where it runs)"
+    )
 
 
 @contextmanager
@@ -307,7 +309,7 @@ def taking_up(path: Path) -> Iterator[RunResult]:
         try:
             result = read_result(path)
             if result.status == "running":
-                raise RunError(still_running(result))
+                raise RunError(still_running(path, result))
             yield result
         finally:
             # who waits for it sees that its name is gone, and takes a new one

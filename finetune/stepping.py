@@ -263,12 +263,12 @@ def _skip(trainer: Trainer, held: list[Batch], start: _Start, own: _Own, learnin
 
 def way_on(trainer: Trainer) -> str:
     """What is left of a run that ends by its numbers, and how to go on from it."""
-    stage, name, last = trainer.stage, trainer.folder.path.name, trainer.state.last
-    if last is None:
+    stage, path = trainer.stage, trainer.folder.path
+    if trainer.saved_step is None:
         return f"Nothing of the {stage.upper()} was saved yet: begin another run"
     return (
-        f"What was saved at step {last['step']} is whole; another run goes on from it: --resume-from {name} "
-        f"--name {name}-2 --set {stage}.lr={trainer.lr / 10:g}"
+        f"What was saved at step {trainer.saved_step} is whole; another run goes on from it: --resume-from "
+        f"{path.name} --name {path.name}-2 --runs {path.parent} --set {stage}.lr={trainer.lr / 10:g}"
     )
 
 

@@ -53,8 +53,10 @@ def train_stage(trainer: Trainer, data: PreparedSet, control: Control) -> TrainS
         record(trainer, "valid", state.base)
         trainer.folder.update(state)
         display.validated(stage, 0, state.base, state.base)
-        speak_samples(trainer)
-        teach_collation(trainer)
+        # an AR that was trained before this reads texts as it was taught
+        is_taught = stage == "nar" and any(phase.phase == "ar" for phase in trainer.folder.result.phases)
+        for work in (teach_collation, speak_samples) if is_taught else (speak_samples, teach_collation):
+            work(trainer)
 
     if state.step > trainer.total_steps:
         raise ConfigError(

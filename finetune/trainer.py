@@ -34,7 +34,8 @@ from finetune.run_folder import RunFolder
 from finetune.samples import Speaker
 from finetune.sharing import Replicas, share_weights
 from finetune.tracking import LOGS_FOLDER, tracker_names
-from vallex.errors import ConfigError
+from finetune.untouched import generators_of, set_generators
+from vallex.errors import ConfigError, RunError
 from vallex.model.network import VALLE
 from vallex.text import TextCollator
 
@@ -94,6 +95,8 @@ class Trainer:
     folder: RunFolder
     display: Display
     processes: Processes
+    saved_step: int | None = None
+    """Of the state that a run would go on from; None before there is one."""
     steps_per_epoch: int = 0
     total_steps: int = 0
     speaker: Speaker | None = None
@@ -255,20 +258,30 @@ def _new_average(
 
 
 def _restore(trainer: Trainer, saved: dict) -> None:
-    """Puts back what `save_state` saved, but for the weights."""
+    """Puts back what `save_state` saved, but for the weights, and mends what a kill behind it left out."""
     teach_collation(trainer)
     own_part = trainer.weights.own_part
     trainer.state = TrainState(**saved["state"])
+    trainer.saved_step = trainer.state.step
     trainer.window = saved["window"].to(trainer.accelerator.device)
     if trainer.average is not None:
         held = trainer.average.parameters
         trainer.average.load_state_dict(
             {name: own_part(held[name], value) for name, value in saved["average"].items()}
         )
-    trainer.optimizer.load_state_dict(_of_each_parameter(trainer.optimizer, saved["optimizer"], own_part))
+    try:
+        trainer.optimizer.load_state_dict(_of_each_parameter(trainer.optimizer, saved["optimizer"], own_part))
+    except (ValueError, IndexError) as error:
+        name = trainer.folder.path.name
+        raise RunError(
+            f"run {name!r}: its state is of an older vallex, which grouped parameters otherwise ({error}); "
+            f"go on with its weights in another run: --init {name}"
+        ) from error
     if trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(saved["scaler"])
-    _restore_generators(saved["generators"][trainer.processes.index], trainer.draws)
+    generators = saved["generators"][trainer.processes.index]
+    trainer.draws.set_state(generators["draws"])
+    set_generators(generators, trainer.accelerator.device)
     last = trainer.state.last
     if last is not None and last["step"] == trainer.state.step:
         # a kill may have come between the state and the files that it speaks of
@@ -302,8 +315,7 @@ def save_state(trainer: Trainer) -> None:
     generators = trainer.processes.gather_objects(
         {
             "draws": trainer.draws.get_state(),
-            "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            **generators_of(trainer.accelerator.device),
         }
     )
     collect, average = trainer.weights.collect, trainer.average
@@ -324,6 +336,7 @@ def save_state(trainer: Trainer) -> None:
                 "generators": generators,
             },
         )
+    trainer.saved_step = trainer.state.step
 
 
 def _of_each_parameter(
@@ -339,10 +352,3 @@ def _of_each_parameter(
         for index, own in state["state"].items()
     }
     return state | {"state": changed}
-
-
-def _restore_generators(saved: dict, draws: torch.Generator) -> None:
-    draws.set_state(saved["draws"])
-    torch.set_rng_state(saved["cpu"])
-    if saved["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(saved["cuda"])

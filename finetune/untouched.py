@@ -22,7 +22,7 @@ def generators_of(device: torch.device) -> dict[str, Tensor]:
 def set_generators(states: dict[str, Tensor], device: torch.device) -> None:
     """Puts back what `generators_of` gave."""
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states:
+    if device.type == "cuda" and states.get("cuda") is not None:
         torch.cuda.set_rng_state(states["cuda"], device)
 
 

@@ -90,8 +90,8 @@ def find_target(
     result = read_result(run_dir)
     if result.status == "running":
         raise RunError(
-            f"run {run_dir.name!r}: it is running{elsewhere(result)}; score it when it is done, or stop it "
-            "first"
+            f"run {run_dir.name!r}: it is running{elsewhere(run_dir, result)}; score it when it is done, or "
+            "stop it first"
         )
     files = scored_files(run_dir, every=settings.size == "full")
     return Target(name=run_dir.name, base=load_base, files=files, prepared=prepared, run_dir=run_dir)

@@ -349,6 +349,14 @@ def test_override_when_nothing_reads_it_then_says_what_would(overrides, message)
         resolve_config("small", overrides)
 
 
+def test_override_when_its_stage_is_not_trained_then_is_refused():
+    with pytest.raises(ConfigError, match=r"^ar\.lr is read by nothing: the AR is not trained; train it too"):
+        resolve_config("small", ["ar.lr=1e-4"], ("nar",))
+    with pytest.raises(ConfigError, match=r"the AR is not trained"):
+        resolve_config("run-11", ["ar.lr=1e-4"])
+    assert resolve_config("small", ["lr=1e-4"], ("nar",)).nar.lr == 1e-4
+
+
 def test_override_when_one_trained_stage_reads_it_then_is_taken():
     assert resolve_config("small", ["nar.average=ema", "ema_decay=0.9"]).nar.ema_decay == 0.9
     with pytest.raises(ConfigError, match="ema_decay is read by nothing"):

@@ -398,6 +398,18 @@ def test_resume_when_the_state_is_damaged_then_says_what_to_do(make_spec, make_c
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
 
 
+def test_resume_when_parameters_are_grouped_otherwise_in_the_state_then_says_how_to_go_on(
+    make_spec, make_config, tmp_path
+):
+    finetune(make_spec(tmp_path, config=make_config()), StopAt("ar", 1))
+    state = torch.load(tmp_path / "run/state-ar.pt", weights_only=True)
+    [first, *_] = state["optimizer"]["param_groups"]
+    state["optimizer"]["param_groups"].append(first | {"params": []})
+    torch.save(state, tmp_path / "run/state-ar.pt")
+    with pytest.raises(TrainingError, match=r"of an older vallex, .*weights in another run: --init run$"):
+        finetune(resumed_spec("run", tmp_path), Display(), resume=True)
+
+
 def test_resume_when_the_state_was_removed_then_what_the_stage_left_of_its_steps_goes(
     make_spec, make_config, assert_same_outcome, tmp_path
 ):

@@ -231,7 +231,7 @@ def test_fault_when_something_was_saved_then_the_command_that_it_names_goes_on_f
     with pytest.raises(TrainingError) as caught:
         finetune(usual(max_faults=0), Display())
     told = "What was saved at step 2 is whole; another run goes on from it: --resume-from run --name run-2"
-    assert str(caught.value).endswith(f"{told} --set ar.lr=0.0001")
+    assert str(caught.value).endswith(f"{told} --runs {tmp_path} --set ar.lr=0.0001")
     monkeypatch.undo()
     spec = usual("run-2", max_faults=0, ar={"lr": 1e-4})
     assert finetune(spec, Display(), resume_from=tmp_path / "run").status == "done"

@@ -288,7 +288,7 @@ def read_adapter(path: Path) -> Adapter:
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], content: dict) -> None:
     """Writes weights with their metadata, and peft's configuration beside them."""
     try:
-        # first what never changes: a kill between the two leaves no weights without it
+        # first what says how the weights are meant: a kill between the two leaves none without it
         with atomic_write(path.parent / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         with atomic_write(path) as temporary:

@@ -181,8 +181,10 @@ def test_batch_on_a_device_when_it_has_no_room_then_is_computed_in_parts_with_th
         torch.testing.assert_close(parts[name], value, atol=1e-4, rtol=0, msg=name)
 
 
-def test_two_processes_on_a_device_then_train_together_or_are_told_that_they_need_two(
-    device, tiny_prepared, tiny_checkpoint, read_log, tmp_path
+@pytest.mark.gpu
+@pytest.mark.skipif(not HAS_GPU, reason="no GPU; tests/finetune/test_processes.py has two on a CPU")
+def test_two_processes_on_gpus_then_train_together_or_are_told_that_they_need_two(
+    tiny_prepared, tiny_checkpoint, read_log, tmp_path
 ):
     options = ["--init", tiny_checkpoint, "--preset", "smoke", "--name", "run", "--runs", tmp_path]
     settings = [f"--set={each}" for each in ("max_steps=4", "max_batch_sec=1", "validate_every=2")]

@@ -74,7 +74,7 @@ def test_run_when_its_terminal_is_closed_then_is_saved_and_can_go_on(arguments, 
     assert read_result(tmp_path / "run").phases[0].steps >= result.phases[0].steps + 5
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("num_processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_run_when_under_nohup_then_trains_to_its_end_without_its_terminal(arguments, tmp_path, num_processes):
     short = ["--set=max_steps=100", "--set=validate_every=100", "--processes", num_processes]
     terminal = InTerminal(tmp_path, "nohup", *arguments, *short)

@@ -96,8 +96,13 @@ def _draw_kept(shape: torch.Size, rate: float) -> Tensor:
     return kept
 
 
+def _keep(x: Tensor, kept: Tensor, rate: float) -> Tensor:
+    """Drops what was not kept, scales up what was."""
+    return torch.mul(x, kept).mul_(1 / (1 - rate))
+
+
 def _keep_(x: Tensor, kept: Tensor, rate: float) -> Tensor:
-    """Drops what was not kept, scales up what was. In place, on what was just made: new memory costs more."""
+    """The same in place, on what was just made: new memory costs more."""
     return x.mul_(kept).mul_(1 / (1 - rate))
 
 
@@ -115,13 +120,13 @@ class _Dropout(torch.autograd.Function):
         kept = _draw_kept(x.shape, rate)
         ctx.rate = rate
         ctx.save_for_backward(kept)
-        return _keep_(x.clone(), kept, rate)
+        return _keep(x, kept, rate)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return _keep_(grad.clone(), kept, ctx.rate), None
+        return _keep(grad, kept, ctx.rate), None
 
 
 class _AddDropped(torch.autograd.Function):
@@ -136,7 +141,7 @@ class _AddDropped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (kept,) = ctx.saved_tensors
-        return _keep_(grad.clone(), kept, ctx.rate), grad, None
+        return _keep(grad, kept, ctx.rate), grad, None
 
 
 class _ReluDropout(torch.autograd.Function):

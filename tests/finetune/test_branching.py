@@ -1,11 +1,11 @@
 """A run that goes on from another one's state: as that would have gone on, and what it refuses."""
 
 import json
-import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from stopping import StopAt
 
 from finetune.branching import FREE_SETTINGS, find_source
 from finetune.cli import run_command
@@ -15,21 +15,6 @@ from finetune.results import read_result, this_process, write_result
 from finetune.run import finetune
 from finetune.run_spec import resumed_spec
 from vallex.errors import ConfigError, RunError, VallexError
-
-
-class StopAt(Display):
-    """Presses Ctrl-C after a step of a stage."""
-
-    def __init__(self, stage: str, step: int):
-        self.wanted = (stage, step)
-        self.stage = None
-
-    def stage_started(self, stage, step, total_steps, groups):
-        self.stage = stage
-
-    def stepped(self, step):
-        if (self.stage, step) == self.wanted:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 import io
 import json
-import signal
 from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from stopping import StopAt
 
 from finetune.config import CollationConfig, preset_names, preset_stages, resolve_config
 from finetune.data.dataset import BatchSettings, CodesDataset, valid_batches
@@ -38,17 +38,6 @@ class Notes(Display):
 
     def stage_started(self, stage, step, total_steps, groups):
         self.lines.append(groups)
-
-
-class StopAfter(Display):
-    """Presses Ctrl-C after so many steps."""
-
-    def __init__(self, steps: int):
-        self.steps = steps
-
-    def stepped(self, step):
-        if step == self.steps:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -119,7 +108,7 @@ def test_adapter_run_stopped_and_resumed_is_as_one_never_stopped(run):
         "nar": LORA | {"average": "running", "average_period": 2},
     }
     unbroken = run("unbroken", **settings)
-    stopped = run("stopped", display=StopAfter(3), **settings)
+    stopped = run("stopped", display=StopAt("ar", 3), **settings)
     assert read_result(stopped).status == "stopped"
     run("stopped", resume=True, **settings)
     for stage in ("ar", "nar"):
@@ -200,7 +189,7 @@ def test_patience_when_stopped_and_resumed_then_goes_on_counting(run, read_log):
     assert ended == best + 3
     for num_since_best in (1, 2):
         name = f"after-{num_since_best}"
-        stopped = run(name, display=StopAfter(best + num_since_best), **settings)
+        stopped = run(name, display=StopAt("ar", best + num_since_best), **settings)
         assert phase(stopped, "ar").status == "stopped"
         run(name, resume=True, **settings)
         assert phase(stopped, "ar").steps == ended
@@ -343,7 +332,7 @@ def test_collation_when_set_then_recorded_and_kept_by_what_goes_on(run):
 def test_collation_when_set_then_the_base_is_scored_as_it_was_trained(run):
     bos = {"collation": CollationConfig(bos=True)}
     plain, taught = run("plain", stages=("ar", "nar")), run("taught", stages=("ar", "nar"), **bos)
-    stopped = run("stopped", stages=("ar", "nar"), display=StopAfter(3), **bos)
+    stopped = run("stopped", stages=("ar", "nar"), display=StopAt("ar", 3), **bos)
     run("stopped", stages=("ar", "nar"), resume=True, **bos)
     for stage in ("ar", "nar"):
         assert phase(stopped, stage).best == phase(taught, stage).best != phase(plain, stage).best

@@ -1,13 +1,13 @@
 """compile=true, really compiled: the same run, a few times and not for each batch, and its samples spoken."""
 
 import os
-import signal
 import subprocess
 import sys
 from functools import partial
 
 import pytest
 import torch
+from stopping import StopAt
 
 from finetune.data.prepare import PrepareSettings, prepare
 from finetune.display import Display
@@ -20,17 +20,6 @@ from vallex.text import PhonemeTokenizer
 
 NOT_DRAWN = {"dropout": 0.0, "max_steps": 12, "validate_every": 4}
 """Compiled or not, a run is the same where it draws no dropout."""
-
-
-class StopAt(Display):
-    """Presses Ctrl-C after a step."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def stepped(self, step):
-        if step == self.step:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +90,7 @@ def test_compile_when_stopped_and_resumed_then_as_if_it_never_was(
 ):
     config = make_config(compile=True)  # with dropout
     finetune(make_spec(tmp_path, "whole", config=config, stages=("ar",)), Display())
-    stopped = finetune(make_spec(tmp_path, config=config, stages=("ar",)), StopAt(3))
+    stopped = finetune(make_spec(tmp_path, config=config, stages=("ar",)), StopAt("ar", 3))
     assert stopped.phases[0].steps == 3
     assert finetune(resumed_spec("run", tmp_path), Display(), resume=True).status == "done"
     assert_same_outcome(tmp_path / "run", tmp_path / "whole")

@@ -5,7 +5,6 @@ The same tests run on a CPU where there is no GPU, so that they themselves are k
 
 import math
 import os
-import signal
 import subprocess
 import sys
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 import pytest
 import torch
 from accelerate import Accelerator
+from stopping import StopAt
 
 from finetune.display import Display
 from finetune.results import read_result
@@ -35,25 +35,6 @@ def device(request):
     """Where runs train, of themselves."""
     yield request.param
     assert Accelerator().device.type == request.param
-
-
-class StopAt(Display):
-    """Presses Ctrl-C after a step of a stage; keeps what is told."""
-
-    def __init__(self, stage: str | None = None, step: int = 0):
-        self.wanted = (stage, step)
-        self.stage = None
-        self.lines = []
-
-    def note(self, text):
-        self.lines.append(text)
-
-    def stage_started(self, stage, step, total_steps, groups):
-        self.stage = stage
-
-    def stepped(self, step):
-        if (self.stage, step) == self.wanted:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize(

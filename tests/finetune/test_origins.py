@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from stopping import StopAt
 
 from finetune.cli import run_command
 from finetune.config import resolve_config
@@ -16,17 +16,6 @@ from finetune.run import finetune
 from finetune.scoring.run_scores import ScoreSettings, find_target
 from vallex.errors import ConfigError, RunError
 from vallex.model.checkpoint import load_model
-
-
-class StopAt(Display):
-    """Presses Ctrl-C after a step, of the AR."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def stepped(self, step):
-        if step == self.step:
-            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture
@@ -43,7 +32,8 @@ def stopped(make_spec, make_config, places, tmp_path):
     def begin(config=None):
         data, init = places
         finetune(
-            make_spec(tmp_path / "runs", prepared=data, init=init, config=config or make_config()), StopAt(3)
+            make_spec(tmp_path / "runs", prepared=data, init=init, config=config or make_config()),
+            StopAt("ar", 3),
         )
         (tmp_path / "old").rename(tmp_path / "new")
         return tmp_path / "new/set", tmp_path / "new/init.safetensors"

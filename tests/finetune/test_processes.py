@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from stopping import StopAt
 
 from finetune import launch
 from finetune.display import Display
@@ -34,21 +35,6 @@ from vallex.model.network import VALLE
 
 TIMEOUT_SEC = 120
 POISONED = "anna_3"
-
-
-class StopAt(Display):
-    """Presses Ctrl-C after a step, where there is one."""
-
-    def __init__(self, stage: str | None, step: int):
-        self.wanted = (stage, step)
-        self.stage = None
-
-    def stage_started(self, stage, step, total_steps, groups):
-        self.stage = stage
-
-    def stepped(self, step):
-        if (self.stage, step) == self.wanted:
-            signal.raise_signal(signal.SIGINT)
 
 
 def no_room(forward, model, batch, *args, **kwargs):

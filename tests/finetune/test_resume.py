@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stopping import StopAt
 
 import vallex
 from finetune.cli import run_command
@@ -21,30 +22,6 @@ from vallex.errors import ConfigError, RunError, TrainingError
 from vallex.model.checkpoint import load_model
 
 NUM_STEPS = 7
-
-
-class StopAt(Display):
-    """Presses Ctrl-C at a moment of a stage, `times` times."""
-
-    def __init__(self, stage: str, moment: int | str, times: int = 1):
-        self.wanted = (stage, moment)
-        self.times = times
-        self.stage = None
-
-    def _press(self, moment: int | str) -> None:
-        if (self.stage, moment) == self.wanted:
-            for _ in range(self.times):
-                signal.raise_signal(signal.SIGINT)
-
-    def stage_started(self, stage, step, total_steps, groups):
-        self.stage = stage
-        self._press("start")
-
-    def validated(self, stage, step, score, base):
-        self._press(f"validation {step}")
-
-    def stepped(self, step):
-        self._press(step)
 
 
 @pytest.fixture(scope="module")
